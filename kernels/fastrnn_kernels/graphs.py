@@ -1,0 +1,140 @@
+"""Sweeps through CUDA graphs: what a step costs in Python is paid once per shape, not per step.
+
+A graph is STEPS_PER_GRAPH launches of a step kernel and one that moves the step counter on. The
+kernels find their arguments in a table on the device (`table.py`), so a graph depends neither on T
+nor on any address, and barely on B: only on the number of programs. A sweep fills the table and
+replays the graph ceil(T / STEPS_PER_GRAPH) times; nodes past the end return at once.
+
+Each graph has its own table and belongs to one stream, where fills and replays queue up in order:
+two streams share neither, and two threads on one stream are kept apart by a lock that is held from
+a fill to the last replay. Tensors need no more care than with plain launches: all work is enqueued
+before `run` returns, on the stream that was current, as the caching allocator expects.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+
+import torch
+
+from . import table as kernels
+from .sweep import INTERPRETED, TRITON_DTYPES, Sweep
+
+# A guess, not measured: longer graphs waste more empty nodes past the end, shorter ones replays.
+STEPS_PER_GRAPH = 32
+# Graphs hold driver memory; how much has not been measured.
+MAX_GRAPHS = 64
+# Vector loads in kernels that take their pointers from a table rely on this many bytes.
+POINTER_ALIGNMENT = 16
+
+
+@dataclass(frozen=True)
+class _Graph:
+    table: torch.Tensor
+    replay: Callable[[], None]
+    stream: torch.cuda.Stream | None
+
+
+_graphs: OrderedDict[Hashable, _Graph] = OrderedDict()
+_lock = threading.Lock()
+
+
+def reason_against(sweep: Sweep) -> str | None:
+    """Why this sweep cannot go through a graph, or None if it can."""
+    device = sweep.tensors[0].device
+    if any(tensor.data_ptr() % POINTER_ALIGNMENT for tensor in sweep.tensors):
+        return f"a tensor does not start at a multiple of {POINTER_ALIGNMENT} bytes"
+    if INTERPRETED:
+        return None
+    if torch.version.hip is not None:
+        return "CUDA graphs are not used on ROCm"
+    with torch.cuda.device(device):
+        if torch.cuda.is_current_stream_capturing():
+            return "the current stream is already being captured"
+    return None
+
+
+def run(sweep: Sweep) -> None:
+    """Enqueue all steps of a sweep on the current stream. The interpreter replays node by node."""
+    device = sweep.tensors[0].device
+    stream = None if INTERPRETED else torch.cuda.current_stream(device)
+    pointers = [tensor.data_ptr() for tensor in sweep.tensors]
+    pointers += [0] * (kernels.MAX_POINTERS - len(pointers))
+    with _lock:
+        graph = _find_or_capture(sweep, stream)
+        kernels.fill_table[(1,)](
+            graph.table,
+            sweep.T,
+            sweep.problem.B,
+            sweep.problem.G,
+            sweep.reverse,
+            *sweep.strides,
+            *pointers,
+            num_warps=1,
+        )
+        for _ in range(-(-sweep.T // STEPS_PER_GRAPH)):
+            graph.replay()
+
+
+def clear() -> None:
+    """Forget all graphs, once the work on their streams is done."""
+    with _lock:
+        while _graphs:
+            _drop(next(iter(_graphs)))
+
+
+def _find_or_capture(sweep: Sweep, stream: torch.cuda.Stream | None) -> _Graph:
+    key = (
+        sweep.tensors[0].device,
+        stream and stream.cuda_stream,
+        sweep.problem.direction,
+        sweep.tensors[0].dtype,
+        sweep.grid,
+        sweep.config,
+        tuple(sweep.constants.items()),
+        STEPS_PER_GRAPH,
+    )
+    graph = _graphs.get(key)
+    if graph is not None:
+        _graphs.move_to_end(key)
+        return graph
+    # Zeros say T = 0: with such a table every node returns at once.
+    table = torch.zeros(kernels.TABLE_SIZE, dtype=torch.int64, device=sweep.tensors[0].device)
+    graph = _Graph(table, _capture(sweep, table), stream)
+    _graphs[key] = graph
+    while len(_graphs) > MAX_GRAPHS:
+        _drop(next(iter(_graphs)))
+    return graph
+
+
+def _drop(key: Hashable) -> None:
+    graph = _graphs.pop(key)
+    if graph.stream is not None:
+        graph.stream.synchronize()  # a replay of it may still be running
+
+
+def _capture(sweep: Sweep, table: torch.Tensor) -> Callable[[], None]:
+    kernel = (
+        kernels.forward_from_table
+        if sweep.problem.direction == "forward"
+        else kernels.backward_from_table
+    )
+    dtype = TRITON_DTYPES[sweep.tensors[0].dtype]
+
+    def enqueue() -> None:
+        for index in range(STEPS_PER_GRAPH):
+            kernel[sweep.grid](table, index, dtype, **sweep.constants, **sweep.options)
+        kernels.advance_table[(1,)](table, STEPS_PER_GRAPH, num_warps=1)
+
+    if INTERPRETED:
+        return enqueue
+    # Kernels are compiled and loaded at their first launch, which must not be a captured one.
+    enqueue()
+    graph = torch.cuda.CUDAGraph()
+    # torch captures on a stream of its own; other threads' work goes on in the meantime.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        enqueue()
+    return graph.replay

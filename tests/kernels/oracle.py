@@ -1,0 +1,93 @@
+"""The equations in NumPy float64: slow, obvious, and independent of torch and of the kernels.
+
+Arrays and arguments are those of `fastrnn_kernels.forward` and `backward`.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Forward(NamedTuple):
+    output: np.ndarray
+    h_n: np.ndarray
+    c_n: np.ndarray | None
+    gates: np.ndarray | None
+    cells: np.ndarray | None
+
+
+class Backward(NamedTuple):
+    d_gates: np.ndarray
+    d_h0: np.ndarray
+    d_c0: np.ndarray | None
+
+
+def sigmoid(x):
+    return 0.5 * (1.0 + np.tanh(0.5 * x))
+
+
+ELMAN = {  # f, and f' in terms of f
+    "rnn_tanh": (np.tanh, lambda h: 1.0 - h * h),
+    "rnn_sigmoid": (sigmoid, lambda h: h * (1.0 - h)),
+    "rnn_relu": (lambda x: np.where(x <= 0, 0.0, x), lambda h: np.where(h <= 0, 0.0, 1.0)),
+}
+
+
+def order(T, backwards):
+    return range(T - 1, -1, -1) if backwards else range(T)
+
+
+def forward(cell, gates_x, weight_hh, h0, c0, reverse):
+    T, B, G, width = gates_x.shape
+    H = weight_hh.shape[2]
+    output = np.empty((T, B, G, H))
+    cells = np.empty((T, B, G, H))
+    gates = np.empty((T, B, G, width))
+    h_n = h0.copy()
+    c_n = None if c0 is None else c0.copy()
+    for g in range(G):
+        for t in order(T, reverse[g]):
+            pre = gates_x[t, :, g] + h_n[g] @ weight_hh[g].T
+            if cell == "lstm":
+                i, f, z, o = np.moveaxis(pre.reshape(B, H, 4), 2, 0)
+                i, f, z, o = sigmoid(i), sigmoid(f), np.tanh(z), sigmoid(o)
+                c_n[g] = f * c_n[g] + i * z
+                h_n[g] = o * np.tanh(c_n[g])
+                gates[t, :, g] = np.stack([i, f, z, o], axis=2).reshape(B, width)
+                cells[t, :, g] = c_n[g]
+            else:
+                h_n[g] = ELMAN[cell][0](pre)
+            output[t, :, g] = h_n[g]
+    if cell == "lstm":
+        return Forward(output, h_n, c_n, gates, cells)
+    return Forward(output, h_n, None, None, None)
+
+
+def backward(cell, weight_hh, saved, c0, d_output, d_h_n, d_c_n, reverse):
+    T, B, G, H = saved.output.shape
+    width = weight_hh.shape[1]
+    d_gates = np.empty((T, B, G, width))
+    d_h = np.zeros((G, B, H)) if d_h_n is None else d_h_n.copy()
+    d_c = np.zeros((G, B, H)) if d_c_n is None else d_c_n.copy()
+    for g in range(G):
+        steps = list(order(T, reverse[g]))
+        for n, t in reversed(list(enumerate(steps))):
+            dh = d_h[g] if d_output is None else d_h[g] + d_output[t, :, g]
+            if cell == "lstm":
+                i, f, z, o = np.moveaxis(saved.gates[t, :, g].reshape(B, H, 4), 2, 0)
+                c_prev = saved.cells[steps[n - 1], :, g] if n else c0[g]
+                tanh_c = np.tanh(saved.cells[t, :, g])
+                dc = d_c[g] + dh * o * (1 - tanh_c**2)
+                parts = [
+                    dc * z * i * (1 - i),
+                    dc * c_prev * f * (1 - f),
+                    dc * i * (1 - z**2),
+                    dh * tanh_c * o * (1 - o),
+                ]
+                d_pre = np.stack(parts, axis=2).reshape(B, width)
+                d_c[g] = dc * f
+            else:
+                d_pre = dh * ELMAN[cell][1](saved.output[t, :, g])
+            d_gates[t, :, g] = d_pre
+            d_h[g] = d_pre @ weight_hh[g]
+    return Backward(d_gates, d_h, d_c if cell == "lstm" else None)

@@ -1,0 +1,452 @@
+"""The step regime in Triton's interpreter, against the equations in NumPy float64 (oracle.py).
+
+Triton decides at import whether it interprets or compiles, hence a process of its own:
+``TRITON_INTERPRET=1 pytest tests/kernels/test_interpreter.py``.
+"""
+
+import math
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="needs Triton (pip install 'fastrnn[triton]')")
+if os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip(
+        "run by: TRITON_INTERPRET=1 pytest tests/kernels/test_interpreter.py",
+        allow_module_level=True,
+    )
+
+import triton
+
+import fastrnn_kernels as kernels
+from fastrnn_kernels import graphs, launch, sweep, table
+
+SMALL = kernels.LaunchConfig(block_b=16, block_h=16, block_k=16)  # H = 33 and 70 take several tiles
+F32, F16, BF16, F64 = torch.float32, torch.float16, torch.bfloat16, torch.float64
+STATEFUL = {"lstm"}
+
+
+@dataclass(frozen=True)
+class Case:
+    cell: str
+    T: int
+    B: int
+    H: int
+    dtype: torch.dtype
+    reverse: tuple[bool, ...] = (False,)
+    grads: str = "yhc"  # which of d_output, d_h_n, d_c_n are given
+    strided: bool = False
+    config: kernels.LaunchConfig | None = None
+    launch: str = "direct"
+
+    def __str__(self):
+        directions = "".join("<" if r else ">" for r in self.reverse)
+        name = f"{self.cell}-T{self.T}-B{self.B}-H{self.H}-{str(self.dtype).split('.')[1]}"
+        extras = ["strided"] * self.strided + ["tiles"] * (self.config is not None)
+        return "-".join([name, directions, f"d{self.grads}", *extras, self.launch])
+
+
+# Each pair of values meets at least once; the full product would take an hour.
+CASES = [
+    Case("lstm", 1, 1, 1, F32),
+    Case("lstm", 2, 3, 16, BF16, (False, True), grads="y"),
+    Case("lstm", 3, 2, 20, F16, (True,), grads="hc", strided=True),
+    Case("lstm", 3, 17, 33, F32, (False, True), config=SMALL),
+    Case("lstm", 17, 1, 3, F32, (True,), strided=True),
+    Case("lstm", 2, 3, 70, F64, (True, False), grads="yc", strided=True, config=SMALL),
+    Case("lstm", 17, 2, 16, BF16, (True, False), grads="yh", launch="graph"),
+    Case("lstm", 3, 3, 33, F16, grads="h", launch="graph"),
+    Case("lstm", 1, 17, 20, F64, (True, True), grads="c"),
+    Case("rnn_tanh", 17, 3, 20, F32, (False, True), grads="yh"),
+    Case("rnn_tanh", 1, 2, 70, BF16, (True,), grads="h", config=SMALL, strided=True),
+    Case("rnn_tanh", 3, 1, 1, F16, (False, True), grads="y", launch="graph"),
+    Case("rnn_tanh", 2, 17, 3, F64, grads="yh", strided=True),
+    Case("rnn_relu", 3, 3, 33, F32, (True,), grads="y", config=SMALL),
+    Case("rnn_relu", 17, 2, 16, F16, (True, False), grads="yh", strided=True),
+    Case("rnn_relu", 2, 1, 20, BF16, grads="h", launch="graph"),
+    Case("rnn_relu", 1, 3, 3, F64, (False, True), grads="yh"),
+    Case("rnn_sigmoid", 2, 2, 1, F32, (True, False), grads="h"),
+    Case("rnn_sigmoid", 17, 17, 16, BF16, grads="yh"),
+    Case("rnn_sigmoid", 3, 1, 70, F64, (True,), grads="y", launch="graph", config=SMALL),
+    Case("rnn_sigmoid", 1, 3, 33, F16, (False, True), grads="yh", strided=True, config=SMALL),
+]
+
+
+@pytest.fixture(autouse=True)
+def _poison():
+    """Fill every torch.empty with NaN, so that a store that is missing is seen."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+    graphs.clear()
+
+
+def make(case, scale=1.0, seed=0):
+    """Arguments in the case's dtype; weights of the size torch initialises with."""
+    random = np.random.default_rng(seed)
+    G, K = len(case.reverse), kernels.CELLS[case.cell].gates
+
+    def draw(*shape):
+        return torch.from_numpy(random.standard_normal(shape)).to(case.dtype)
+
+    bound = 1 / math.sqrt(case.H)
+    weight = random.uniform(-bound, bound, (G, K * case.H, case.H))
+    gates_x = draw(case.T, case.B, G, K * case.H) * scale
+    d_output = draw(case.T, case.B, G, case.H)
+    if case.strided:  # a view into something wider, with batch and time swapped
+        wide = torch.full((case.B, case.T, G, K * case.H + 3), math.nan, dtype=case.dtype)
+        wide[..., : K * case.H] = gates_x.transpose(0, 1)
+        gates_x = wide.transpose(0, 1)[..., : K * case.H]
+        d_output = d_output[..., :1].expand(d_output.shape)
+    stateful = case.cell in STATEFUL
+    return {
+        "gates_x": gates_x,
+        "weight_hh": torch.from_numpy(weight).to(case.dtype),
+        "h0": draw(G, case.B, case.H),
+        "c0": draw(G, case.B, case.H) if stateful else None,
+        "d_output": d_output if "y" in case.grads else None,
+        "d_h_n": draw(G, case.B, case.H) if "h" in case.grads else None,
+        "d_c_n": draw(G, case.B, case.H) if "c" in case.grads and stateful else None,
+    }
+
+
+def run(case, a, save=True):
+    common = {"reverse": case.reverse, "config": case.config, "launch": case.launch}
+    made = kernels.forward(
+        case.cell, a["gates_x"], a["weight_hh"], a["h0"], a["c0"], save=save, **common
+    )
+    if not save:
+        return made, None
+    grads = {name: a[name] for name in ("d_output", "d_h_n", "d_c_n")}
+    saved = (made.output, made.gates, made.cells, a["c0"])
+    return made, kernels.backward(case.cell, a["weight_hh"], *saved, **grads, **common)
+
+
+def expect(oracle, case, a):
+    x = {name: None if v is None else v.double().numpy() for name, v in a.items()}
+    made = oracle.forward(case.cell, x["gates_x"], x["weight_hh"], x["h0"], x["c0"], case.reverse)
+    grads = (x["d_output"], x["d_h_n"], x["d_c_n"])
+    back = oracle.backward(case.cell, x["weight_hh"], made, x["c0"], *grads, case.reverse)
+    return made, back
+
+
+def assert_close(case, got, want, roundings):
+    """Compare each field, NaN for NaN.
+
+    Every step rounds h (forward) or d_gates (backward) to the dtype, by eps/2 of its size, and
+    weights of torch's initial size pass an error on without growth: errors of T steps add up like
+    a random walk. The sum, exp and division of a step are worth some more where they are no finer
+    than the dtype (float32, float64). ``roundings`` counts eps per step, and the largest element
+    sets the size. Errors seen: up to 0.6 of the limit in float64, 0.3 in float32 and 16 bits.
+    """
+    eps = torch.finfo(case.dtype).eps
+    for name, expected in want._asdict().items():
+        value = getattr(got, name)
+        if expected is None:
+            assert value is None, name
+            continue
+        assert value.dtype == case.dtype, name
+        assert value.shape == expected.shape, name
+        value = value.double().numpy()
+        np.testing.assert_array_equal(np.isnan(value), np.isnan(expected), err_msg=name)
+        size = max(1.0, float(np.nanmax(np.abs(expected), initial=0.0)))
+        limit = roundings * eps * size * math.sqrt(case.T)
+        np.testing.assert_allclose(value, expected, rtol=0, atol=limit, err_msg=name)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_parity(case, oracle):
+    a = make(case)
+    made, back = run(case, a)
+    want_made, want_back = expect(oracle, case, a)
+    assert_close(case, made, want_made, roundings=3)
+    assert_close(case, back, want_back, roundings=4)
+
+
+@pytest.mark.parametrize("cell", kernels.CELLS)
+def test_nothing_is_saved_unless_asked(cell):
+    case = Case(cell, 2, 3, 5, F32)
+    a = make(case)
+    c0 = None if a["c0"] is None else a["c0"].clone()
+    made, _ = run(case, a, save=False)
+    saved, _ = run(case, a)
+    assert made.gates is None
+    assert made.cells is None
+    assert torch.equal(made.output, saved.output)
+    assert torch.equal(made.h_n, saved.h_n)
+    if c0 is not None:
+        assert torch.equal(made.c_n, saved.c_n)
+        assert torch.equal(a["c0"], c0), "c0 is the caller's"
+
+
+@pytest.mark.parametrize("dtype", [F32, F16, F64], ids=str)
+@pytest.mark.parametrize("cell", ["lstm", "rnn_tanh", "rnn_relu", "rnn_sigmoid"])
+def test_huge_inputs_neither_overflow_nor_warn(cell, dtype, oracle):
+    case = Case(cell, 2, 3, 5, dtype)
+    a = make(case)
+    a["gates_x"] = torch.sign(a["gates_x"]) * 1e4
+    a["gates_x"][0, 0, 0, :5] = torch.tensor([1e4, -1e4, 0.0, 60.0, -60.0]).to(dtype)
+    made, back = run(case, a)
+    want_made, want_back = expect(oracle, case, a)
+    for value in (*made, *back):
+        assert value is None or value.isfinite().all()
+    assert_close(case, made, want_made, roundings=3)
+    assert_close(case, back, want_back, roundings=4)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "rnn_tanh", "rnn_relu", "rnn_sigmoid"])
+def test_nan_goes_where_the_equations_take_it(cell, oracle):
+    case = Case(cell, 3, 3, 20, F32, (False, True), config=SMALL)
+    a = make(case)
+    a["gates_x"][1, 1, 0, 7] = math.nan  # one row of one group, from the second step on
+    a["h0"][1, 2, 3] = math.nan
+    made, back = run(case, a)
+    want_made, want_back = expect(oracle, case, a)
+    assert_close(case, made, want_made, roundings=3)
+    assert_close(case, back, want_back, roundings=4)
+    assert made.output.isnan().any()
+    assert made.output[:, 0].isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_infinite_weight_reaches_no_gradient_of_the_last_step(oracle):
+    # h = 1 where the weight is infinite: d_gates = 0 there, and 0 * inf = NaN one step earlier.
+    case = Case("rnn_sigmoid", 2, 2, 3, F32, grads="y")
+    a = make(case)
+    a["h0"].abs_().clamp_(min=0.1)
+    a["weight_hh"][0, 1, 1] = math.inf
+    _, back = run(case, a)
+    _, want = expect(oracle, case, a)
+    assert np.isnan(want.d_gates[0]).any()
+    assert back.d_gates[1].isfinite().all()
+    np.testing.assert_array_equal(back.d_gates.isnan().numpy(), np.isnan(want.d_gates))
+
+
+def test_tanh_is_accurate_relative_to_small_values(oracle):
+    case = Case("rnn_tanh", 1, 1, 16, F32)
+    a = make(case)
+    a["gates_x"][:] = torch.logspace(-20, 0, 16)
+    a["weight_hh"].zero_()
+    made, _ = run(case, a, save=False)
+    want = np.tanh(a["gates_x"].double().numpy())
+    # 1 - z at |x| = 1/4 is 0.4 with an error of eps/2 from each of exp and the subtraction.
+    np.testing.assert_allclose(made.output.numpy(), want, rtol=4 * torch.finfo(F32).eps)
+
+
+def test_c_is_not_rounded_between_steps():
+    # Keep gate 1, write gate 1/2: adding 1/2 * tanh(0.01) to c = 4.2 is below half a bfloat16 step.
+    case = Case("lstm", 17, 1, 16, BF16)
+    a = make(case)
+    pre = torch.tensor([0.0, 100.0, 0.01, 100.0])
+    a["gates_x"] = pre.repeat(16).expand(17, 1, 1, 64).to(BF16)
+    a["weight_hh"].zero_()
+    a["c0"].fill_(4.2)
+    made, _ = run(case, a, save=False)
+    start, write = a["c0"].double(), math.tanh(float(a["gates_x"][0, 0, 0, 2])) / 2
+    want = (start + 17 * write).to(BF16)
+    assert (want > a["c0"]).all()
+    assert torch.equal(made.c_n, want)
+
+
+class Recurrence(torch.autograd.Function):
+    """The least that lets gradcheck see forward and backward as one function."""
+
+    @staticmethod
+    def forward(ctx, cell, reverse, gates_x, weight_hh, h0, c0):
+        made = kernels.forward(cell, gates_x, weight_hh, h0, c0, reverse=reverse, save=True)
+        ctx.save_for_backward(weight_hh, h0, c0, made.output, made.gates, made.cells)
+        ctx.cell, ctx.reverse = cell, reverse
+        return made.output, made.h_n, h0 if made.c_n is None else made.c_n
+
+    @staticmethod
+    def backward(ctx, d_output, d_h_n, d_c_n):
+        weight_hh, h0, c0, output, gates, cells = ctx.saved_tensors
+        made = kernels.backward(
+            ctx.cell,
+            weight_hh,
+            output,
+            gates,
+            cells,
+            c0,
+            d_output=d_output,
+            d_h_n=d_h_n,
+            d_c_n=None if c0 is None else d_c_n,
+            reverse=ctx.reverse,
+        )
+        before = torch.empty_like(output)
+        for g, backwards in enumerate(ctx.reverse):
+            first, later, earlier = (-1, slice(0, -1), slice(1, None))
+            if not backwards:
+                first, later, earlier = (0, slice(1, None), slice(0, -1))
+            before[first, :, g] = h0[g]
+            before[later, :, g] = output[earlier, :, g]
+        d_weight = torch.einsum("tbgk,tbgh->gkh", made.d_gates, before)
+        return None, None, made.d_gates, d_weight, made.d_h0, made.d_c0
+
+
+@pytest.mark.parametrize("cell", ["lstm", "rnn_tanh", "rnn_sigmoid"])
+def test_gradcheck(cell):
+    case = Case(cell, 3, 2, 5, F64, (True,))
+    a = make(case)
+    names = ["gates_x", "weight_hh", "h0"] + ["c0"] * (cell in STATEFUL)
+    inputs = [a[name].requires_grad_() for name in names]
+
+    def function(*tensors):
+        c0 = tensors[3] if cell in STATEFUL else None
+        made = Recurrence.apply(cell, case.reverse, *tensors[:3], c0)
+        return made[: 3 if cell in STATEFUL else 2]
+
+    torch.autograd.gradcheck(function, inputs, fast_mode=cell != "lstm")
+
+
+@pytest.mark.skipif(
+    [int(n) for n in triton.__version__.split(".")[:2]] < [3, 7],
+    reason="Triton 3.6's interpreter has no range() over run-time bounds under NumPy >= 1.25",
+)
+@pytest.mark.parametrize("cell", ["lstm", "rnn_tanh"])
+def test_time_loop_inside_the_kernel_is_the_same_recurrence(cell, monkeypatch):
+    case = Case(cell, 3, 3, 5, F32, (False, True))
+    a = make(case)
+    stepwise = run(case, a)
+
+    def run_in_one_launch(s):
+        assert s.config.block_h >= case.H  # nothing would order several programs' steps
+        kernel = sweep.KERNELS[s.problem.direction]
+        sizes = (s.T, s.problem.B, s.problem.G, 0, s.T, s.reverse, *s.strides)
+        kernel[s.grid](*s.tensors, *sizes, SINGLE_STEP=False, **s.constants, **s.options)
+
+    monkeypatch.setattr(launch, "run", run_in_one_launch)
+    for one, other in zip(run(case, a), stepwise, strict=True):
+        for x, y in zip(one, other, strict=True):
+            assert x is y is None or torch.equal(x, y)
+
+
+@pytest.mark.parametrize("T", [1, 4, 6, 9])
+@pytest.mark.parametrize("cell", ["lstm", "rnn_relu"])
+def test_graph_of_steps_is_the_same_recurrence_for_every_length(cell, T, monkeypatch):
+    monkeypatch.setattr(graphs, "STEPS_PER_GRAPH", 4)
+    outcomes = []
+    for how in ("direct", "graph"):
+        case = Case(cell, T, 2, 5, F32, (False, True), launch=how, strided=True)
+        outcomes.append(run(case, make(case)))
+    for direct, graph in zip(*outcomes, strict=True):
+        for x, y in zip(direct, graph, strict=True):
+            assert x is y is None or torch.equal(x, y)
+
+
+def test_graphs_are_kept_for_new_lengths_and_addresses_and_bounded(monkeypatch):
+    monkeypatch.setattr(graphs, "STEPS_PER_GRAPH", 2)
+    monkeypatch.setattr(graphs, "MAX_GRAPHS", 2)
+    for T, B in ((1, 2), (3, 3), (2, 16)):
+        case = Case("rnn_tanh", T, B, 3, F32, launch="graph")
+        run(case, make(case), save=False)
+        assert len(graphs._graphs) == 1, "one graph for every length, batch in a tile and address"
+    for H in (4, 5, 6):
+        case = Case("rnn_tanh", 1, 2, H, F32, launch="graph")
+        run(case, make(case), save=False)
+    assert len(graphs._graphs) == 2
+
+
+def test_table_slots_are_those_that_the_kernels_read():
+    filled = torch.full((table.TABLE_SIZE,), -1)
+    table.fill_table[(1,)](filled, *range(100, 107), *range(200, 209))
+    assert filled.tolist() == [0, *range(100, 107), *range(200, 209)]
+    table.advance_table[(1,)](filled, 32)
+    table.advance_table[(1,)](filled, 32)
+    assert filled[0] == 64
+
+
+def test_step_may_start_anywhere_in_memory_unless_a_graph_is_demanded():
+    case = Case("rnn_tanh", 1, 1, 3, F32)
+    a = make(case)
+    want, _ = run(case, a, save=False)
+    shifted = torch.empty(4)[1:]
+    a["gates_x"] = shifted.copy_(a["gates_x"].flatten()).view(a["gates_x"].shape)
+    made, _ = run(case, a, save=False)
+    assert torch.equal(made.output, want.output)
+    with pytest.raises(ValueError, match="multiple of 16 bytes"):
+        kernels.forward("rnn_tanh", a["gates_x"], a["weight_hh"], a["h0"], launch="graph")
+
+
+def test_empty_batch_launches_nothing(monkeypatch):
+    monkeypatch.setattr(launch, "run", None)
+    case = Case("lstm", 2, 0, 3, F32, (False, True))
+    made, back = run(case, make(case))
+    assert made.output.shape == (2, 0, 2, 3)
+    assert made.h_n.shape == back.d_h0.shape == (2, 0, 3)
+
+
+def test_many_groups_share_one_direction():
+    case = Case("rnn_relu", 2, 1, 1, F32, (True,) * 65)
+    a = make(case)
+    made, _ = run(case, a, save=False)
+    assert torch.equal(made.h_n[:, :, 0], made.output[0, :, :, 0].T)
+    with pytest.raises(ValueError, match="reverse: expected one direction"):
+        run(Case("rnn_relu", 2, 1, 1, F32, (False,) + (True,) * 64), a, save=False)
+
+
+BAD_FORWARD = {
+    "cell: expected one of .*, got 'gru'": {"cell": "gru"},
+    r"gates_x: expected \(T, B, G, 4\*H\), got \(3, 2, 22\)": {"gates_x": torch.zeros(3, 2, 22)},
+    "gates_x: T, G and H must be at least 1": {"gates_x": torch.zeros(0, 2, 1, 20)},
+    "gates_x: the last dimension must be contiguous": {
+        "gates_x": torch.zeros(3, 2, 1, 40)[..., ::2]
+    },
+    "gates_x: expected one of .*, got torch.int64": {
+        "gates_x": torch.zeros(3, 2, 1, 20, dtype=torch.int64)
+    },
+    r"weight_hh: expected shape \(1, 20, 5\), got \(1, 20, 6\)": {
+        "weight_hh": torch.zeros(1, 20, 6)
+    },
+    "weight_hh: expected a contiguous tensor": {"weight_hh": torch.zeros(1, 5, 20).mT},
+    r"h0: expected shape \(1, 2, 5\)": {"h0": torch.zeros(1, 2, 4)},
+    "h0: expected torch.float32 on cpu, got torch.float64": {"h0": torch.zeros(1, 2, 5).double()},
+    "c0: expected a tensor .* got None": {"c0": None},
+    "reverse: expected 1 directions, one a group, got 2": {"reverse": [True, False]},
+    "precision: expected one of .*, got 'fast'": {"precision": "fast"},
+    "launch: expected one of .*, got 'never'": {"launch": "never"},
+    "config.block_h: expected a power of two, got 24": {"config": kernels.LaunchConfig(16, 24, 16)},
+}
+
+
+@pytest.mark.parametrize(("message", "change"), BAD_FORWARD.items(), ids=BAD_FORWARD)
+def test_forward_names_the_argument_at_fault(message, change):
+    good = {
+        "cell": "lstm",
+        "gates_x": torch.zeros(3, 2, 1, 20),
+        "weight_hh": torch.zeros(1, 20, 5),
+        "h0": torch.zeros(1, 2, 5),
+        "c0": torch.zeros(1, 2, 5),
+    }
+    with pytest.raises(ValueError, match=message):
+        kernels.forward(**(good | change))
+
+
+def test_a_cell_without_cell_state_takes_none():
+    x, w, h = torch.zeros(1, 1, 1, 2), torch.zeros(1, 2, 2), torch.zeros(1, 1, 2)
+    with pytest.raises(ValueError, match="c0: expected None, rnn_tanh has no cell state"):
+        kernels.forward("rnn_tanh", x, w, h, h)
+    with pytest.raises(ValueError, match="gates, d_c_n: expected None"):
+        kernels.backward("rnn_tanh", w, x, x, d_c_n=h)
+
+
+@pytest.mark.parametrize("name", ["gates", "cells", "c0", "d_output", "d_h_n", "d_c_n"])
+def test_backward_names_the_argument_at_fault(name):
+    y, s = torch.zeros(3, 2, 1, 5), torch.zeros(1, 2, 5)
+    good = {
+        "weight_hh": torch.zeros(1, 20, 5),
+        "output": y,
+        "gates": torch.zeros(3, 2, 1, 20),
+        "cells": y,
+        "c0": s,
+        "d_output": y,
+        "d_h_n": s,
+        "d_c_n": s,
+    }
+    with pytest.raises(ValueError, match=f"{name}: expected shape .*, got \\(7,\\)"):
+        kernels.backward("lstm", **(good | {name: torch.zeros(7)}))

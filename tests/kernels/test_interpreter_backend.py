@@ -1,0 +1,118 @@
+"""The `triton` backend end to end in Triton's interpreter: layers, directions, autograd.
+
+Run by ``TRITON_INTERPRET=1 pytest tests/kernels/test_interpreter_backend.py``; see
+`test_interpreter.py` for why.
+"""
+
+import os
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="needs Triton (pip install 'fastrnn[triton]')")
+if os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip(
+        "run by: TRITON_INTERPRET=1 pytest tests/kernels/test_interpreter_backend.py",
+        allow_module_level=True,
+    )
+
+import fastrnn
+from fastrnn import functional, testing
+from fastrnn.request import GATES, Spec
+
+CELLS = sorted(GATES)
+SPECS = [
+    Spec("lstm", 3, 5),
+    Spec("lstm", 4, 17, 0, 2, True, True),
+    Spec("lstm", 2, 4, 0, 1, False, True),
+    Spec("rnn_tanh", 3, 5, 0, 2, True, True),
+    Spec("rnn_relu", 3, 20, 0, 1, False, True),
+    Spec("rnn_sigmoid", 3, 5, 0, 2, True, False),
+]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+def spec_id(spec):
+    words = [spec.cell, f"H{spec.hidden_size}", f"L{spec.num_layers}"]
+    words += ["bi"] if spec.bidirectional else []
+    return "-".join(words + ([] if spec.bias else ["nobias"]))
+
+
+@pytest.fixture(autouse=True)
+def _poison():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize("spec", SPECS, ids=spec_id)
+def test_agrees_with_float64(spec, dtype):
+    problem = testing.random_problem(spec, 4, 3, dtype=dtype)
+    got = testing.run(problem, backend="triton")
+    testing.assert_close(got, testing.truth(problem), testing.tolerance(dtype, 4))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_gradcheck_through_the_operators(cell):
+    spec = Spec(cell, 2, 3, bidirectional=True)
+    problem = testing.random_problem(spec, 3, 2)
+    leaves = [t.clone().requires_grad_() for t in (problem.x, *problem.hx, *problem.weights)]
+    states = len(problem.hx)
+
+    def call(x, *rest):
+        hx, weights = rest[:states], rest[states:]
+        output, final = functional.run(
+            spec, x, hx if states == 2 else hx[0], weights, batch_first=False, dropout=0.0,
+            training=True, backend="triton",
+        )  # fmt: skip
+        return (output, *final) if isinstance(final, tuple) else (output, final)
+
+    # fast mode: one random projection of the Jacobian, since a step takes milliseconds here
+    assert torch.autograd.gradcheck(call, leaves, atol=1e-7, fast_mode=True)
+
+
+def test_batch_first_unbatched_and_strided_input():
+    layer = fastrnn.LSTM(3, 5, batch_first=True, backend="triton")
+    want = torch.nn.LSTM(3, 5, batch_first=True)
+    want.load_state_dict(layer.state_dict())
+    for x in (torch.randn(2, 4, 3), torch.randn(4, 3), torch.randn(3, 4, 2).permute(2, 1, 0)):
+        for got, expected in zip(layer(x)[0], want(x)[0], strict=True):
+            torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("asked", [0, 1, 2, 3], ids=["w_ih", "w_hh", "b_ih", "b_hh"])
+def test_one_weight_alone_has_its_gradient(asked):
+    spec = Spec("lstm", 3, 5)
+    problem = testing.random_problem(spec, 4, 2, dtype=torch.float32)
+    want = testing.truth(problem).gradients[f"weights[{asked}]"]
+    weights = [w.clone().requires_grad_(i == asked) for i, w in enumerate(problem.weights)]
+    output, (h_n, c_n) = functional.lstm(
+        problem.x, problem.hx, weights, training=True, backend="triton"
+    )
+    generator = torch.Generator().manual_seed(0)
+    upstream = [
+        torch.randn(o.shape, generator=generator, dtype=torch.float64).float()
+        for o in (output, h_n, c_n)
+    ]
+    (got,) = torch.autograd.grad((output, h_n, c_n), [weights[asked]], upstream)
+    allowed = testing.tolerance(torch.float32, 4).gradient * float(want.abs().max())
+    torch.testing.assert_close(got.double(), want, rtol=0, atol=allowed)
+
+
+def test_auto_never_takes_the_interpreter():
+    layer = fastrnn.RNN(3, 5)
+    decision = fastrnn.explain(layer, torch.randn(4, 2, 3))
+    assert decision.backend != "triton"
+    (triton,) = [c for c in decision.candidates if c.name == "triton"]
+    assert triton.cost is not None
+
+
+def test_what_the_kernels_do_not_cover_is_said():
+    layer = fastrnn.LSTM(4, 8, proj_size=2, backend="triton")
+    packed = torch.nn.utils.rnn.pack_sequence([torch.randn(3, 4), torch.randn(2, 4)])
+    with pytest.raises(fastrnn.BackendError) as raised:
+        layer(packed)
+    text = str(raised.value)
+    assert "proj_size is 2; projections are not fused" in text
+    assert "sequences have different lengths; needs equal lengths" in text
