@@ -1,0 +1,186 @@
+"""From a `Request` to a `Decision`: which backend runs a call, and why.
+
+In this order: the `backend` argument, the innermost `use_backend` context, the environment
+variable FASTRNN_BACKEND, a plugin's policy hook, the lowest estimated cost. The first three name
+backends, and a named backend that cannot run the request is an error that lists every reason;
+only `auto` may choose.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from fastrnn.plugins import registry
+from fastrnn.request import Candidate, Decision, Request, describe_candidates
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fastrnn.backend import Backend
+
+ENVIRONMENT_VARIABLE = "FASTRNN_BACKEND"
+AUTO = "auto"
+
+_log = logging.getLogger("fastrnn")
+_CACHE_LIMIT = 4096  # distinct requests; lengths vary, so it must be bounded
+_cache: dict[tuple[int, Request, str, str | None], Decision] = {}
+_environment: list[str | None] = []
+
+
+class _Overrides(threading.local):
+    """The names given by `use_backend`, innermost last; a thread has its own.
+
+    A thread-local rather than a ContextVar: torch.compile traces and guards the former and
+    breaks the graph at the latter.
+    """
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+
+_overrides = _Overrides()
+
+
+class BackendError(ValueError):
+    """A backend that was asked for by name is unknown or cannot run the request."""
+
+
+def parse_names(names: str) -> tuple[str, ...]:
+    """Split a comma-separated preference such as `triton,auto` and check every name.
+
+    Raises:
+        TypeError: `names` is not a string.
+        BackendError: a name is unknown; the message lists the known ones with what each is.
+    """
+    if not isinstance(names, str):
+        raise TypeError(f"backend should be of type str, got: {type(names).__name__}")
+    parts = tuple(part.strip() for part in names.split(","))
+    known = registry().backends
+    unknown = [part for part in parts if part != AUTO and part not in known]
+    if unknown:
+        lines = [f"  - {name}: {backend.summary}" for name, backend in known.items()]
+        raise BackendError(
+            f"unknown backend {unknown[0]!r}; expected {AUTO!r} or, in order of preference and "
+            "separated by commas, any of\n" + "\n".join(lines)
+        )
+    return parts
+
+
+@contextmanager
+def use_backend(names: str) -> Iterator[None]:
+    """Within this context (and this thread), calls with `backend="auto"` use `names`.
+
+    Args:
+        names: a backend's name, several separated by commas in order of preference, or `auto`.
+
+    Raises:
+        BackendError: a name is unknown (here, not at the first call).
+    """
+    parse_names(names)
+    _overrides.names.append(names)
+    try:
+        yield
+    finally:
+        _overrides.names.pop()
+
+
+def current_override() -> str | None:
+    """What the innermost `use_backend` of this thread names; None outside any."""
+    return _overrides.names[-1] if _overrides.names else None
+
+
+def environment_backend() -> str | None:
+    """FASTRNN_BACKEND as it was at the first decision of this process; None if unset."""
+    if not _environment:
+        _environment.append(os.environ.get(ENVIRONMENT_VARIABLE) or None)
+    return _environment[0]
+
+
+def decide(request: Request, backend: str = AUTO) -> Decision:
+    """Choose a backend for `request`. A function of its arguments and the overrides; cached.
+
+    Args:
+        request: what the call asks for.
+        backend: `auto`, a name, or names separated by commas in order of preference.
+
+    Raises:
+        BackendError: a named backend is unknown or none of the named ones can run `request`,
+            or no backend at all can. The message holds every backend's reasons.
+    """
+    context = current_override()
+    key = (registry().generation, request, backend, context)
+    decision = _cache.get(key)
+    if decision is None:
+        decision = _decide(request, backend, context)
+        if len(_cache) >= _CACHE_LIMIT:
+            _cache.clear()
+        _cache[key] = decision
+        _log.debug("%s", decision)
+    return decision
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator, unused-ignore] # torch leaves it unannotated
+def decide_name(backend: str, context: str | None, *request: object) -> str:
+    """`decide` for torch.compile: plugins' Python is run, not traced, once per graph.
+
+    Every argument is guarded where the caller got it, so another override compiles anew. The
+    request comes as its fields, because Dynamo hands over plain constants and not named tuples.
+    """
+    return _decide(Request(*request), backend, context).backend  # type: ignore[arg-type] # the fields of a Request
+
+
+def clear_cache() -> None:
+    """Forget all decisions and the environment's word; for tests."""
+    _cache.clear()
+    _environment.clear()
+
+
+def _decide(request: Request, argument: str, context: str | None) -> Decision:
+    rules = (
+        ("argument", argument),
+        ("use_backend context", context),
+        (f"environment variable {ENVIRONMENT_VARIABLE}", environment_backend()),
+    )
+    candidates = tuple(_ask(backend, request) for backend in registry().backends.values())
+    able = {c.name: c for c in candidates if c.cost is not None}
+    for rule, names in rules:
+        if names is None or names == AUTO:
+            continue
+        for name in parse_names(names):
+            if name == AUTO:
+                break
+            if name in able:
+                return Decision(request, name, rule, candidates)
+        else:
+            raise _refusal(f"backend {names!r} (from {rule}) cannot run", request, candidates)
+        break  # `auto` within the names: leave it to policy and cost
+    if not able:
+        raise _refusal("no backend can run", request, candidates)
+    chosen = registry().policy(request, tuple(able.values()))
+    if chosen is not None:
+        return Decision(request, chosen[0], f"policy of plugin {chosen[1]}", candidates)
+    cheapest = min(able.values(), key=lambda c: c.cost.seconds if c.cost else math.inf)
+    return Decision(request, cheapest.name, "lowest estimated cost", candidates)
+
+
+def _ask(backend: Backend, request: Request) -> Candidate:
+    """A backend's answers. One that raises cannot run, and the exception is its reason."""
+    try:
+        reasons = (*backend.unavailable(), *backend.can_run(request))
+        cost = None if reasons else backend.cost(request)
+    except Exception as error:  # a third party's bug must not stop the others
+        return Candidate(backend.name, (f"it raised {type(error).__name__}: {error}",), None)
+    return Candidate(backend.name, reasons, cost)
+
+
+def _refusal(what: str, request: Request, candidates: tuple[Candidate, ...]) -> BackendError:
+    lines = describe_candidates(candidates)
+    text = [f"{what} this request", f"request: {request.describe()}", *lines]
+    return BackendError("\n".join(text))

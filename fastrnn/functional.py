@@ -1,0 +1,319 @@
+"""Stateless recurrent layers: torch's calling conventions in, one time-major call out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch.nn.utils.rnn import PackedSequence
+
+from fastrnn import checks, stack
+from fastrnn.backend import StackBackend, StackCall
+from fastrnn.dispatch import AUTO, current_override, decide, decide_name
+from fastrnn.plugins import registry
+from fastrnn.precision import arch_of, float32_precision
+from fastrnn.request import Request, Spec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+_CELLS = {"tanh": "rnn_tanh", "relu": "rnn_relu", "sigmoid": "rnn_sigmoid"}
+
+
+def lstm(
+    input: Tensor | PackedSequence,
+    hx: tuple[Tensor, Tensor] | None,
+    weights: Sequence[Tensor],
+    *,
+    num_layers: int = 1,
+    bias: bool = True,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    bidirectional: bool = False,
+    backend: str = AUTO,
+) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
+    """LSTM without a module.
+
+    The equations are those of `fastrnn.LSTM`; T, B, I, H, P, D stand for steps, batch, inputs,
+    hidden units, width of h (H, or the projection's) and directions.
+
+    Args:
+        input: (T, B, I), (B, T, I) if `batch_first`, (T, I) unbatched, or a PackedSequence.
+        hx: h0 (num_layers * D, B, P) and c0 (num_layers * D, B, H), without B if unbatched;
+            zeros if None.
+        weights: flat, in torch's order: per layer and direction w_ih (4H, I or D * P), w_hh
+            (4H, P), then b_ih (4H) and b_hh (4H) if `bias`, then w_hr (P, H) if projected.
+            Rows are in gate order i, f, g, o.
+        num_layers: layers stacked.
+        bias: whether `weights` holds biases.
+        batch_first: whether `input` and output are (B, T, ...).
+        dropout: probability between layers, applied if `training`.
+        training: whether dropout applies.
+        bidirectional: whether every layer also runs backwards in time.
+        backend: `auto`, or the name of a backend, or several separated by commas.
+
+    Returns:
+        output (T, B, D * P), shaped as `input` is, and (h_n, c_n), shaped as `hx` is.
+
+    Raises:
+        ValueError, RuntimeError: as torch.nn.LSTM raises for wrong inputs or states, and for
+            weights that do not belong together.
+        BackendError: `backend` names none that can run this call.
+    """
+    spec = checks.spec_of_weights("lstm", weights, num_layers, bias, bidirectional)
+    output, states = run(
+        spec, input, hx, weights, batch_first=batch_first, dropout=dropout, training=training,
+        backend=backend,
+    )  # fmt: skip
+    return output, cast("tuple[Tensor, Tensor]", states)
+
+
+def rnn(
+    input: Tensor | PackedSequence,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    nonlinearity: str = "tanh",
+    num_layers: int = 1,
+    bias: bool = True,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    bidirectional: bool = False,
+    backend: str = AUTO,
+) -> tuple[Tensor | PackedSequence, Tensor]:
+    """Elman RNN without a module; `lstm`'s arguments, but for these.
+
+    Args:
+        input: as for `lstm`.
+        hx: h0 (num_layers * D, B, H), without B if unbatched; zeros if None.
+        weights: flat, in torch's order: per layer and direction w_ih (H, I or D * H), w_hh
+            (H, H), then b_ih (H) and b_hh (H) if `bias`.
+        nonlinearity: `tanh`, `relu` or `sigmoid`.
+        num_layers: as for `lstm`.
+        bias: as for `lstm`.
+        batch_first: as for `lstm`.
+        dropout: as for `lstm`.
+        training: as for `lstm`.
+        bidirectional: as for `lstm`.
+        backend: as for `lstm`.
+
+    Returns:
+        output (T, B, D * H), shaped as `input` is, and h_n, shaped as `hx` is.
+
+    Raises:
+        ValueError, RuntimeError: as torch.nn.RNN raises for wrong inputs or states, for an
+            unknown nonlinearity, and for weights that do not belong together.
+        BackendError: `backend` names none that can run this call.
+    """
+    if nonlinearity not in _CELLS:
+        raise ValueError(
+            f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh', 'relu' or 'sigmoid'."
+        )
+    cell = _CELLS[nonlinearity]
+    spec = checks.spec_of_weights(cell, weights, num_layers, bias, bidirectional)
+    output, state = run(
+        spec, input, hx, weights, batch_first=batch_first, dropout=dropout, training=training,
+        backend=backend,
+    )  # fmt: skip
+    return output, cast("Tensor", state)
+
+
+def run(
+    spec: Spec,
+    input: Tensor | PackedSequence,
+    hx: Tensor | tuple[Tensor, Tensor] | None,
+    weights: Sequence[Tensor],
+    *,
+    batch_first: bool,
+    dropout: float,
+    training: bool,
+    backend: str,
+) -> tuple[Tensor | PackedSequence, Tensor | tuple[Tensor, Tensor]]:
+    """What `lstm`, `rnn` and the modules share; `weights` must fit `spec`.
+
+    Raises:
+        ValueError, RuntimeError: as torch.nn raises for wrong inputs or states.
+        BackendError: `backend` names none that can run this call.
+    """
+    if isinstance(input, PackedSequence):
+        return _run_packed(spec, input, hx, weights, dropout, training, backend)
+    dims = input.dim()
+    unbatched = dims == 2
+    if dims != 3 and not unbatched:
+        raise checks.wrong_input_dims(spec, dims)
+    if unbatched:
+        input = input.unsqueeze(0 if batch_first else 1)
+    batch = input.shape[0 if batch_first else 1]
+    states = None if hx is None else checks.as_states(spec, hx, unbatched)
+    checks.check_input(spec, input, weights[0], 3)
+    if states is None:
+        states = _zero_states(spec, input, batch)
+    else:
+        checks.check_states(spec, states, batch)
+    result = _dispatch(spec, input, None, states, weights, batch_first, dropout, training, backend)
+    output, *final = result
+    if unbatched:
+        output = output.squeeze(0 if batch_first else 1)
+        final = [state.squeeze(1) for state in final]
+    return output, (final[0], final[1]) if spec.cell == "lstm" else final[0]
+
+
+def _run_packed(
+    spec: Spec,
+    input: PackedSequence,
+    hx: Tensor | tuple[Tensor, Tensor] | None,
+    weights: Sequence[Tensor],
+    dropout: float,
+    training: bool,
+    backend: str,
+) -> tuple[PackedSequence, Tensor | tuple[Tensor, Tensor]]:
+    data, batch_sizes, sorted_indices, unsorted_indices = input
+    batch = int(batch_sizes[0])
+    checks.check_input(spec, data, weights[0], 2)
+    if hx is None:
+        states = _zero_states(spec, data, batch)
+    else:
+        states = cast("tuple[Tensor, ...]", hx if spec.has_cell_state else (hx,))
+        checks.check_states(spec, states, batch)
+        if sorted_indices is not None:
+            states = tuple(state.index_select(1, sorted_indices) for state in states)
+    output, *final = _dispatch(
+        spec, data, batch_sizes, states, weights, False, dropout, training, backend
+    )
+    if unsorted_indices is not None:
+        final = [state.index_select(1, unsorted_indices) for state in final]
+    packed = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
+    return packed, (final[0], final[1]) if spec.has_cell_state else final[0]
+
+
+def _zero_states(spec: Spec, like: Tensor, batch: int) -> tuple[Tensor, ...]:
+    """Zero states in the input's dtype; h0 and c0 may be one tensor, since nobody writes to it."""
+    rows = spec.num_layers * spec.directions
+    h0 = torch.zeros(rows, batch, spec.state_size, dtype=like.dtype, device=like.device)
+    if spec.cell != "lstm":
+        return (h0,)
+    return (h0, h0 if not spec.proj_size else h0.new_zeros(rows, batch, spec.hidden_size))
+
+
+def make_request(
+    spec: Spec,
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    batch_first: bool,
+    dropout: float,
+    training: bool,
+) -> Request:
+    """The metadata of one call; `input` is three-dimensional, or a PackedSequence's data."""
+    cell, input_size, hidden_size, proj_size, num_layers, bias, bidirectional = spec
+    device = input.device
+    kind = device.type
+    compiling = torch.compiler.is_compiling()
+    if compiling:
+        seq_len = batch = None
+    elif batch_sizes is not None:
+        seq_len, batch = batch_sizes.shape[0], states[0].shape[1]
+    else:
+        seq_len, batch = input.shape[0], input.shape[1]
+        if batch_first:
+            seq_len, batch = batch, seq_len
+    needs_grad = torch.is_grad_enabled() and _any_requires_grad(weights, states, (input,))
+    on_cpu = kind == "cpu"
+    return Request(
+        cell,
+        seq_len,
+        batch,
+        input_size,
+        hidden_size,
+        proj_size,
+        num_layers,
+        bidirectional,
+        bias,
+        dropout if training and num_layers > 1 else 0.0,
+        torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else input.dtype,
+        kind,
+        arch_of(device) if kind == "cuda" else "",
+        "ieee" if on_cpu else float32_precision(),
+        needs_grad,
+        training,
+        batch_sizes is not None,
+        compiling,
+        torch.get_num_threads() if on_cpu and not compiling else 0,
+    )
+
+
+def _any_requires_grad(*groups: Sequence[Tensor]) -> bool:
+    for group in groups:
+        for tensor in group:
+            if tensor.requires_grad:
+                return True
+    return False
+
+
+def _dispatch(
+    spec: Spec,
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    states: tuple[Tensor, ...],
+    weights: Sequence[Tensor],
+    batch_first: bool,
+    dropout: float,
+    training: bool,
+    backend: str,
+) -> tuple[Tensor, ...]:
+    request = make_request(
+        spec, input, batch_sizes, states, weights, batch_first, dropout, training
+    )
+    if request.compiling:
+        name = decide_name(backend, current_override(), *request)
+    else:
+        name = decide(request, backend).backend
+    chosen = registry().backends[name]
+    if isinstance(chosen, StackBackend):
+        return chosen.run(StackCall(request, input, batch_sizes, states, weights, batch_first))
+    return _run_layers(spec, request, name, input, batch_sizes, states, weights, batch_first)
+
+
+def _run_layers(
+    spec: Spec,
+    request: Request,
+    backend: str,
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    states: tuple[Tensor, ...],
+    weights: Sequence[Tensor],
+    batch_first: bool,
+) -> tuple[Tensor, ...]:
+    """Bring the call into the one form that a layer backend knows: padded, time-major, one dtype.
+
+    An autocast region changes the dtype of the arithmetic; the casts are differentiable, so
+    gradients come back in the dtype of what was passed in.
+    """
+    lengths = None
+    time = 1 if batch_first and batch_sizes is None else 0
+    checks.check_tensors(input, states, weights, input.shape[time])
+    if batch_sizes is not None:
+        packed = PackedSequence(input, batch_sizes)
+        input, lengths = torch.nn.utils.rnn.pad_packed_sequence(packed)
+        lengths = lengths.to(input.device)
+    elif batch_first:
+        input = input.transpose(0, 1)
+    if input.dtype != request.dtype or weights[0].dtype != request.dtype:
+        input = input.to(request.dtype)
+        states = tuple(state.to(request.dtype) for state in states)
+        weights = [weight.to(request.dtype) for weight in weights]
+    output, *final = stack.run(
+        spec, input, states, weights, lengths=lengths, dropout=request.dropout,
+        precision=request.precision, save=request.needs_grad, backend=backend,
+    )  # fmt: skip
+    if batch_sizes is not None:
+        assert lengths is not None
+        output = torch.nn.utils.rnn.pack_padded_sequence(output, lengths.cpu()).data
+    elif batch_first:
+        output = output.transpose(0, 1)
+    return (output, *final)

@@ -1,0 +1,192 @@
+"""One layer as a pair of torch.library operators, for autograd, torch.compile and torch.export.
+
+Those see `fastrnn::layer_forward` and `fastrnn::layer_backward` and nothing inside them. Which
+backend runs is an argument, decided before the call; everything here is the plumbing between
+torch's flat signatures and the contract in `fastrnn.backend`.
+"""
+
+# mypy: allow-untyped-calls
+# (torch.library and torch.autograd.Function are not annotated)
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from fastrnn import unrolled
+from fastrnn.backend import Layer, LayerBackend, OutputGradients, Wanted
+from fastrnn.plugins import registry
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from contextlib import AbstractContextManager
+
+    from torch import Tensor
+
+SAVED = 3
+"""Most tensors a backend may save for its backward pass. A fixed number, because operators that
+return lists cost torch.library several times as much per call."""
+
+_LAYER = (
+    "Tensor x, Tensor weight_ih, Tensor weight_hh, Tensor? bias, Tensor h0, Tensor? c0, "
+    "Tensor? weight_hr, Tensor? lengths, str cell, bool[] reverse, str precision, bool save, "
+    "str backend"
+)
+_SAVED = ", ".join(f"Tensor saved_{i}" for i in range(SAVED))
+_library = torch.library.Library("fastrnn", "DEF")
+_library.define(f"layer_forward({_LAYER}) -> (Tensor output, Tensor h_n, Tensor c_n, {_SAVED})")
+_library.define(
+    "layer_backward(Tensor? d_output, Tensor? d_h_n, Tensor? d_c_n, Tensor output, "
+    f"{_SAVED}, bool[] wanted, {_LAYER}) -> Tensor[]"
+)
+
+
+def layer_forward(layer: Layer, backend: str) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Run one layer through the backend called `backend`, differentiably.
+
+    Returns:
+        output (T, B, G, P), h_n (G, B, P) and, for an LSTM, c_n (G, B, H).
+    """
+    output, h_n, c_n, *_ = torch.ops.fastrnn.layer_forward(
+        layer.x, layer.weight_ih, layer.weight_hh, layer.bias, layer.h0, layer.c0,
+        layer.weight_hr, layer.lengths, layer.cell, layer.reverse, layer.precision, layer.save,
+        backend,
+    )  # fmt: skip
+    return output, h_n, None if layer.c0 is None else c_n
+
+
+def _layer(arguments: Sequence[Any]) -> tuple[Layer, LayerBackend]:
+    """The `Layer` and the backend behind the operators' shared arguments, see `_LAYER`."""
+    *tensors, cell, reverse, precision, save, backend = arguments
+    x, weight_ih, weight_hh, bias, h0, c0, weight_hr, lengths = tensors
+    layer = Layer(
+        x=x, weight_ih=weight_ih, weight_hh=weight_hh, bias=bias, h0=h0, c0=c0,
+        weight_hr=weight_hr, lengths=lengths, cell=cell, reverse=tuple(reverse),
+        precision=precision, save=save,
+    )  # fmt: skip
+    return layer, cast("LayerBackend", registry().backends[backend])
+
+
+def _no_autocast(layer: Layer) -> AbstractContextManager[object]:
+    """The inputs were cast before the operator was called; nothing inside may cast again."""
+    kind = layer.x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
+def _pad(layer: Layer, c_n: Tensor | None, saved: Sequence[Tensor]) -> list[Tensor]:
+    """c_n and the saved tensors as the operator returns them: empty ones where there is none."""
+    if len(saved) > SAVED:
+        raise ValueError(f"saved: a backend may save {SAVED} tensors, got {len(saved)}")
+    empty = layer.x.new_empty(0)
+    padding = [torch.empty_like(empty) for _ in range(SAVED - len(saved))]
+    return [empty if c_n is None else c_n, *saved, *padding]
+
+
+def _forward(*arguments: Any) -> tuple[Tensor, ...]:
+    layer, backend = _layer(arguments)
+    with _no_autocast(layer):
+        output, h_n, c_n, saved = backend.layer_forward(layer)
+    return (output, h_n, *_pad(layer, c_n, saved))
+
+
+def _forward_fake(*arguments: Any) -> tuple[Tensor, ...]:
+    layer, backend = _layer(arguments)
+    steps, batch = layer.x.shape[:2]
+    output = layer.x.new_empty((steps, batch, layer.groups, layer.h0.shape[-1]))
+    c_n = None if layer.c0 is None else torch.empty_like(layer.c0)
+    saved = backend.saved_like(layer) if layer.save else ()
+    return (output, torch.empty_like(layer.h0), *_pad(layer, c_n, saved))
+
+
+def _backward(
+    d_output: Tensor | None, d_h_n: Tensor | None, d_c_n: Tensor | None, output: Tensor,
+    *arguments: Any,
+) -> list[Tensor]:  # fmt: skip
+    """The wanted gradients, in the order of `Wanted`, the others left out."""
+    saved, wanted = arguments[:SAVED], Wanted(*arguments[SAVED])
+    layer, backend = _layer(arguments[SAVED + 1 :])
+    grad = OutputGradients(d_output, d_h_n, d_c_n)
+    with _no_autocast(layer):
+        got = backend.layer_backward(grad, layer, output, saved, wanted)
+    return [cast("Tensor", g) for g, is_wanted in zip(got, wanted, strict=True) if is_wanted]
+
+
+def _backward_fake(*arguments: Any) -> list[Tensor]:
+    wanted, inputs = arguments[4 + SAVED], arguments[5 + SAVED :]
+    return [
+        torch.empty_like(tensor)
+        for tensor, is_wanted in zip(inputs[: len(wanted)], wanted, strict=True)
+        if is_wanted
+    ]
+
+
+class _LayerFunction(torch.autograd.Function):
+    """The autograd rule of `layer_forward`.
+
+    Registered by hand rather than with `torch.library.register_autograd`, whose wrapper walks
+    the schema and the trees of arguments on every call, which shows at small T.
+    """
+
+    @staticmethod
+    def forward(*arguments: Any) -> tuple[Tensor, ...]:
+        with torch._C._AutoDispatchBelowAutograd():
+            return cast("tuple[Tensor, ...]", torch.ops.fastrnn.layer_forward(*arguments))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*output[3:])
+        ctx.save_for_backward(*inputs[:8], output[0], *output[3:])
+        ctx.static = inputs[8:]
+
+    @staticmethod
+    def backward(
+        ctx: Any, d_output: Tensor | None, d_h_n: Tensor | None, d_c_n: Tensor | None, *_: None
+    ) -> tuple[Tensor | None, ...]:
+        inputs, output, saved = ctx.saved_tensors[:8], ctx.saved_tensors[8], ctx.saved_tensors[9:]
+        nothing = [None] * (1 + len(ctx.static))  # for lengths and what is not a tensor
+        wanted = ctx.needs_input_grad[: len(Wanted._fields)]
+        if d_output is None and d_h_n is None and d_c_n is None:
+            return (*(None for _ in wanted), *nothing)
+        if torch.is_grad_enabled():  # create_graph: somebody will differentiate this gradient
+            layer = _layer((*inputs, *ctx.static))[0]
+            found = _differentiable_backward(layer, (d_output, d_h_n, d_c_n), wanted)
+        else:
+            d_c_n = None if inputs[5] is None else d_c_n
+            found = torch.ops.fastrnn.layer_backward(
+                d_output, d_h_n, d_c_n, output, *saved, wanted, *inputs, *ctx.static
+            )
+        got = iter(found)
+        return (*(next(got) if is_wanted else None for is_wanted in wanted), *nothing)
+
+
+def _differentiable_backward(
+    layer: Layer, grads: Sequence[Tensor | None], wanted: Sequence[bool]
+) -> Sequence[Tensor | None]:
+    """The wanted gradients as a function that autograd can differentiate again."""
+    tensors = (
+        layer.x, layer.weight_ih, layer.weight_hh, layer.bias, layer.h0, layer.c0, layer.weight_hr,
+    )  # fmt: skip
+    inputs = [tensor for tensor, is_wanted in zip(tensors, wanted, strict=True) if is_wanted]
+    outputs = unrolled.run(layer)
+    used = [(o, g) for o, g in zip(outputs, grads, strict=False) if g is not None]
+    return torch.autograd.grad(
+        [output for output, _ in used],
+        cast("list[Tensor]", inputs),
+        [grad for _, grad in used],
+        create_graph=True,
+        allow_unused=True,
+    )
+
+
+def _autograd(*arguments: Any) -> tuple[Tensor, ...]:
+    return cast("tuple[Tensor, ...]", _LayerFunction.apply(*arguments))
+
+
+_library.impl("layer_forward", _forward, "CompositeExplicitAutograd")
+_library.impl("layer_forward", _autograd, "Autograd")
+_library.impl("layer_backward", _backward, "CompositeExplicitAutograd")
+torch.library.register_fake("fastrnn::layer_forward", _forward_fake, lib=_library)
+torch.library.register_fake("fastrnn::layer_backward", _backward_fake, lib=_library)

@@ -1,0 +1,31 @@
+"""How float32 products are formed on a GPU, and which GPU it is."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+
+
+def float32_precision() -> str:
+    """`tf32` if torch's own setting for RNNs allows it, else `ieee`; `nn.LSTM` does the same.
+
+    The setting is `torch.backends.cudnn.rnn.fp32_precision`, which inherits from
+    `torch.backends.cudnn` and `torch.backends` where it is unset.
+    """
+    setting = torch.backends.cudnn.rnn.fp32_precision  # type: ignore[attr-defined] # made at run time
+    return "tf32" if setting == "tf32" else "ieee"
+
+
+def arch_of(device: torch.device) -> str:
+    """`sm_90`, `gfx942`, ...: the architecture of a CUDA or ROCm device."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return _arch(index)
+
+
+@lru_cache(maxsize=64)
+def _arch(index: int) -> str:
+    properties = torch.cuda.get_device_properties(index)
+    if torch.version.hip is not None:
+        return str(properties.gcnArchName).split(":", maxsplit=1)[0]
+    return f"sm_{properties.major}{properties.minor}"

@@ -1,0 +1,40 @@
+"""The part of a call's cost that no backend can avoid: its matrix products."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fastrnn.request import Request
+
+TYPICAL = 128
+"""Steps and rows assumed where a compiled graph leaves them open (`None` in the request)."""
+
+CPU_OPERATIONS = 60e9
+"""Float32 operations a second of one core with AVX2 in large products (8 lanes, 2 fused
+multiply-adds a cycle, about 3 GHz, less what packing costs); float64 halves it."""
+CPU_BYTES = 50e9
+"""Bytes a second at which one core reads weights that stay in its second-level cache."""
+
+
+def steps(request: Request) -> int:
+    """T times layers: steps that follow one another."""
+    return (TYPICAL if request.seq_len is None else request.seq_len) * request.num_layers
+
+
+def rows(request: Request) -> int:
+    """B."""
+    return TYPICAL if request.batch is None else request.batch
+
+
+def recurrent_weights(request: Request) -> int:
+    """Elements of W_hh of one layer in all its directions."""
+    return request.gates * request.hidden_size * request.state_size * request.directions
+
+
+def cpu_step(request: Request) -> float:
+    """Seconds of one step's recurrent product on the CPU: arithmetic or reading W_hh."""
+    weights, size = recurrent_weights(request), request.dtype.itemsize
+    arithmetic = 2 * rows(request) * weights / (CPU_OPERATIONS * 4 / size)
+    threads = max(request.threads, 1)
+    return max(arithmetic / threads, weights * size / CPU_BYTES)

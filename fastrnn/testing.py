@@ -1,0 +1,251 @@
+"""Truth and tolerances: what every backend is compared with, and how close it must come.
+
+The truth is the reference backend in float64. A result in a lower precision may be wrong by
+the rounding of its own arithmetic and by nothing else, so each tolerance below is made of the
+dtype's unit roundoff and of counts of roundings, and none was chosen to let something pass.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from fastrnn import functional
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fastrnn.request import Spec
+
+UNIT_ROUNDOFF = {
+    torch.float64: 2.0**-53,
+    torch.float32: 2.0**-24,
+    torch.float16: 2.0**-11,
+    torch.bfloat16: 2.0**-8,
+}
+"""Half the distance from 1 to the next number: the relative error of one rounding."""
+
+TF32_ROUNDOFF = 2.0**-11
+"""Of a product's factors when float32 products run on TF32 tensor cores."""
+
+PER_STEP = 16.0
+"""Roundings that a step of a recurrence may add, in units of roundoff relative to the largest
+value: a product accumulated in a wider type rounds its inputs and its result (about 3), the gates
+and the state are stored and read again (about 5), and the activations are accurate to about 2
+units each; the rest is room for another order of summation."""
+
+
+class Tolerance(NamedTuple):
+    """How far from the truth a result may be: |got - want| <= absolute, everywhere."""
+
+    output: float
+    """For outputs and states, relative to the largest of 1 and the largest true value."""
+    gradient: float
+    """For gradients, relative to the largest true value of each gradient."""
+
+
+def tolerance(dtype: torch.dtype, seq_len: int, precision: str = "ieee") -> Tolerance:
+    """The table's row for a dtype and a number of steps.
+
+    Rounding errors of different steps are independent to first order, so they add up as a
+    random walk: with sqrt(T), not T. A gradient passes every step twice, forward and back, and
+    sums over steps; its own roundings count like the forward's again, hence four times.
+
+    Args:
+        dtype: of the computation.
+        seq_len: T.
+        precision: `ieee`, `tf32` or `tf32x3` for float32 products.
+
+    Raises:
+        ValueError: there is no row for `dtype`.
+    """
+    if dtype not in UNIT_ROUNDOFF:
+        known = ", ".join(str(d) for d in UNIT_ROUNDOFF)
+        raise ValueError(f"dtype: no tolerance for {dtype}; expected one of {known}")
+    roundoff = UNIT_ROUNDOFF[dtype]
+    if dtype == torch.float32 and precision == "tf32":
+        roundoff = TF32_ROUNDOFF
+    output = PER_STEP * roundoff * math.sqrt(max(seq_len, 1))
+    return Tolerance(output, 4 * output)
+
+
+class Problem(NamedTuple):
+    """The tensors of one call."""
+
+    spec: Spec
+    x: Tensor
+    """(T, B, I)"""
+    hx: tuple[Tensor, ...] | None
+    weights: tuple[Tensor, ...]
+
+
+def weight_shapes(spec: Spec) -> list[tuple[int, ...]]:
+    """The shapes of a stack's weights, flat in torch's order."""
+    rows = spec.gates * spec.hidden_size
+    shapes: list[tuple[int, ...]] = []
+    for slot in range(spec.num_layers * spec.directions):
+        first = slot < spec.directions
+        inputs = spec.input_size if first else spec.state_size * spec.directions
+        shapes += [(rows, inputs), (rows, spec.state_size)]
+        shapes += [(rows,), (rows,)] if spec.bias else []
+        shapes += [(spec.proj_size, spec.hidden_size)] if spec.proj_size else []
+    return shapes
+
+
+def random_problem(
+    spec: Spec,
+    seq_len: int,
+    batch: int,
+    *,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str = "cpu",
+    hx: bool = True,
+    seed: int = 0,
+) -> Problem:
+    """Normal inputs and states, and weights uniform in +-1/sqrt(H) as torch.nn draws them.
+
+    Args:
+        spec: the stack.
+        seq_len: T.
+        batch: B.
+        dtype: of all tensors.
+        device: of all tensors; the values do not depend on it.
+        hx: whether initial states are given.
+        seed: of the values.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device, dtype)
+
+    bound = 1 / math.sqrt(spec.hidden_size)
+    weights = tuple(
+        ((torch.rand(shape, generator=generator) * 2 - 1) * bound).to(device, dtype)
+        for shape in weight_shapes(spec)
+    )
+    rows = spec.num_layers * spec.directions
+    states = None
+    if hx:
+        sizes = [spec.state_size, spec.hidden_size] if spec.has_cell_state else [spec.hidden_size]
+        states = tuple(normal(rows, batch, size) for size in sizes)
+    return Problem(spec, normal(seq_len, batch, spec.input_size), states, weights)
+
+
+class Result(NamedTuple):
+    """Outputs, final states and, if asked for, gradients of one call."""
+
+    output: Tensor
+    states: tuple[Tensor, ...]
+    gradients: dict[str, Tensor]
+
+
+def run(problem: Problem, *, backend: str, gradients: bool = True, seed: int = 0) -> Result:
+    """Run one call and backpropagate a fixed random gradient into every output and state.
+
+    Args:
+        problem: what to run.
+        backend: the backend's name.
+        gradients: whether to run the backward pass.
+        seed: of the random gradients.
+    """
+    spec, x, hx, weights = problem
+    leaves = {"x": x, **{f"weights[{i}]": w for i, w in enumerate(weights)}}
+    leaves |= {f"hx[{i}]": s for i, s in enumerate(hx or ())}
+    leaves = {
+        name: leaf.detach().clone().requires_grad_(gradients) for name, leaf in leaves.items()
+    }
+    own_hx = tuple(leaves[f"hx[{i}]"] for i in range(len(hx))) if hx else None
+    output, states = functional.run(
+        spec,
+        leaves["x"],
+        own_hx if own_hx is None or spec.has_cell_state else own_hx[0],  # type: ignore[arg-type] # a pair for an LSTM
+        [leaves[f"weights[{i}]"] for i in range(len(weights))],
+        batch_first=False, dropout=0.0, training=True, backend=backend,
+    )  # fmt: skip
+    assert isinstance(output, torch.Tensor)
+    finals = states if isinstance(states, tuple) else (states,)
+    found: dict[str, Tensor] = {}
+    if gradients:
+        generator = torch.Generator().manual_seed(seed)
+        outputs = (output, *finals)
+        upstream = [
+            torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o) for o in outputs
+        ]
+        got = torch.autograd.grad(outputs, list(leaves.values()), upstream)
+        found = dict(zip(leaves, got, strict=True))
+    return Result(output.detach(), tuple(state.detach() for state in finals), found)
+
+
+def truth(problem: Problem, *, gradients: bool = True, seed: int = 0) -> Result:
+    """`run` of the reference backend in float64 on the CPU."""
+
+    def exact(tensor: Tensor) -> Tensor:
+        return tensor.detach().to("cpu", torch.float64)
+
+    spec, x, hx, weights = problem
+    states = None if hx is None else tuple(exact(state) for state in hx)
+    in_float64 = Problem(spec, exact(x), states, tuple(exact(weight) for weight in weights))
+    return run(in_float64, backend="reference", gradients=gradients, seed=seed)
+
+
+class Difference(NamedTuple):
+    """One compared tensor: its error, what was allowed, and where the error is largest."""
+
+    name: str
+    error: float
+    allowed: float
+    where: tuple[int, ...]
+
+    @property
+    def within(self) -> bool:
+        """Whether the error is allowed; an error that is not a number never is."""
+        return self.error <= self.allowed
+
+
+def compare(got: Result, want: Result, allowed: Tolerance) -> list[Difference]:
+    """Compare every output, state and gradient with the truth, each with its own allowance.
+
+    Args:
+        got: the result under test, of any dtype and device.
+        want: the truth, in float64.
+        allowed: relative tolerances; see `Tolerance` for what they are relative to.
+    """
+    pairs = [("output", got.output, want.output, False)]
+    pairs += [
+        (f"state[{i}]", g, w, False)
+        for i, (g, w) in enumerate(zip(got.states, want.states, strict=True))
+    ]
+    pairs += [(f"d {name}", got.gradients[name], w, True) for name, w in want.gradients.items()]
+    return [_difference(*pair, allowed) for pair in pairs]
+
+
+def _difference(
+    name: str, got: Tensor, want: Tensor, is_gradient: bool, allowed: Tolerance
+) -> Difference:
+    if got.shape != want.shape:
+        raise AssertionError(f"{name}: shape {tuple(got.shape)}, expected {tuple(want.shape)}")
+    if want.numel() == 0:
+        return Difference(name, 0.0, 0.0, ())
+    apart = (got.to("cpu", torch.float64) - want).abs()
+    largest = float(want.abs().max())
+    scale = largest if is_gradient else max(largest, 1.0)
+    index = int(apart.nan_to_num(nan=math.inf).argmax())
+    where = tuple(int(i) for i in torch.unravel_index(torch.tensor(index), want.shape))
+    relative = allowed.gradient if is_gradient else allowed.output
+    return Difference(name, float(apart.flatten()[index]), relative * scale, where)
+
+
+def assert_close(got: Result, want: Result, allowed: Tolerance) -> None:
+    """`compare`, and raise with every tensor that is out of tolerance.
+
+    Raises:
+        AssertionError: names each tensor, its largest error, where it is and what was allowed.
+    """
+    wrong = [d for d in compare(got, want, allowed) if not d.within]
+    if wrong:
+        lines = [
+            f"  {d.name}: off by {d.error:.3e} at {d.where}, allowed {d.allowed:.3e}" for d in wrong
+        ]
+        raise AssertionError("out of tolerance:\n" + "\n".join(lines))

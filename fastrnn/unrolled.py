@@ -1,0 +1,62 @@
+"""One layer written out in differentiable torch operations, step by step.
+
+Slow, and only for derivatives of derivatives: where a backward pass is itself to be
+differentiated (`create_graph=True`: gradient penalties, Hessian-vector products), the gradient is
+taken of this form, whatever backend ran the forward pass.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from fastrnn.backend import project
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from fastrnn.backend import Layer
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "rnn_tanh": torch.tanh,
+    "rnn_relu": torch.relu,
+    "rnn_sigmoid": torch.sigmoid,
+}
+
+
+def run(layer: Layer) -> tuple[Tensor, ...]:
+    """Output (T, B, G, P), h_n (G, B, P) and, for an LSTM, c_n (G, B, H)."""
+    gates_x = project(layer.x, layer.weight_ih, layer.bias)
+    per_group = [_run_group(layer, gates_x[:, :, g], g) for g in range(layer.groups)]
+    outputs, *states = zip(*per_group, strict=True)
+    return (torch.stack(outputs, 2), *(torch.stack(state) for state in states))
+
+
+def _run_group(layer: Layer, gates_x: Tensor, g: int) -> tuple[Tensor, ...]:
+    steps = gates_x.shape[0]
+    h, weight_hh = layer.h0[g], layer.weight_hh[g]
+    c = None if layer.c0 is None else layer.c0[g]
+    outputs: list[Tensor] = [h] * steps
+    for t in reversed(range(steps)) if layer.reverse[g] else range(steps):
+        h_new, c_new = _step(layer, gates_x[t] + h @ weight_hh.mT, c, g)
+        if layer.lengths is None:
+            outputs[t], h, c = h_new, h_new, c_new
+            continue
+        alive = (t < layer.lengths).unsqueeze(1)
+        outputs[t] = torch.where(alive, h_new, 0)
+        h = torch.where(alive, h_new, h)
+        c = None if c is None or c_new is None else torch.where(alive, c_new, c)
+    output = torch.stack(outputs)
+    return (output, h) if c is None else (output, h, c)
+
+
+def _step(layer: Layer, a: Tensor, c: Tensor | None, g: int) -> tuple[Tensor, Tensor | None]:
+    if c is None:
+        return _ACTIVATIONS[layer.cell](a), None
+    a_i, a_f, a_g, a_o = a.chunk(4, 1)
+    c = a_f.sigmoid() * c + a_i.sigmoid() * a_g.tanh()
+    h = a_o.sigmoid() * c.tanh()
+    return (h if layer.weight_hr is None else h @ layer.weight_hr[g].mT), c

@@ -1,0 +1,168 @@
+"""LSTM recurrence over one group, and its gradient.
+
+With a(t) = gates_x(t) + W_hh h(t-1), split into the gates i, f, g, o:
+
+    i = sigmoid(a_i)   f = sigmoid(a_f)   g = tanh(a_g)   o = sigmoid(a_o)
+    c(t) = f c(t-1) + i g
+    h(t) = o tanh(c(t)), or W_hr (o tanh(c(t))) with a projection
+
+Hochreiter and Schmidhuber, "Long short-term memory", 1997, with the forget gate of Gers et al.,
+2000; the projection is Sak et al., 2014.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from fastrnn_reference.time import alive_steps, in_order, output_gradients
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def forward(
+    gates_x: Tensor,
+    weight_hh: Tensor,
+    weight_hr: Tensor | None,
+    h0: Tensor,
+    c0: Tensor,
+    lengths: Tensor | None,
+    reverse: bool,
+    output: Tensor,
+    gates: Tensor,
+    cells: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Fill `output` (T, B, P), `gates` (T, B, 4H) and `cells` (T, B, H); return h_n, c_n.
+
+    Args:
+        gates_x: (T, B, 4H), W_ih x + b of every step.
+        weight_hh: (4H, P).
+        weight_hr: (P, H) or None.
+        h0: (B, P).
+        c0: (B, H).
+        lengths: (B,) or None.
+        reverse: whether time runs from T-1 to 0.
+        output: written; zero past a row's length.
+        gates: written; the activated gates.
+        cells: written; c after each step.
+    """
+    hidden, weight = c0.shape[1], weight_hh.mT
+    alive = None if lengths is None else in_order(reverse, alive_steps(lengths, gates_x))
+    h, c = h0, c0
+    for a, gate, c_new, h_new in in_order(reverse, gates_x, gates, cells, output):
+        torch.addmm(a, h, weight, out=gate)
+        gate[:, : 2 * hidden].sigmoid_()  # i and f in one go
+        i, f, g, o = gate.chunk(4, 1)
+        torch.mul(f, c, out=c_new).addcmul_(i, g.tanh_())
+        if weight_hr is None:
+            torch.mul(o.sigmoid_(), c_new.tanh(), out=h_new)
+        else:
+            torch.mm(o.sigmoid_() * c_new.tanh(), weight_hr.mT, out=h_new)
+        if alive is None:
+            h, c = h_new, c_new
+        else:
+            (is_alive,) = next(alive)
+            h, c = torch.where(is_alive, h_new, h), torch.where(is_alive, c_new, c)
+            h_new.masked_fill_(~is_alive, 0)
+    return h, c
+
+
+class Gradients(NamedTuple):
+    """What `backward` returns beside the `d_gates` it fills."""
+
+    d_h0: Tensor
+    """(B, P)"""
+    d_c0: Tensor
+    """(B, H)"""
+    d_weight_hr: Tensor | None
+    """(P, H)"""
+
+
+def backward(
+    d_output: Tensor | None,
+    d_h_n: Tensor | None,
+    d_c_n: Tensor | None,
+    weight_hh: Tensor,
+    weight_hr: Tensor | None,
+    c0: Tensor,
+    output: Tensor,
+    gates: Tensor,
+    cells: Tensor,
+    lengths: Tensor | None,
+    reverse: bool,
+    d_gates: Tensor,
+) -> Gradients:
+    """Fill `d_gates` (T, B, 4H).
+
+    With dh(t) the gradient that reaches o tanh(c), the loop is
+
+        dc(t) = dh(t) o (1 - tanh(c)^2) + f(t+1) dc(t+1)
+        dgates(t) = [dc g i(1-i), dc c(t-1) f(1-f), dc i (1-g^2), dh tanh(c) o(1-o)]
+
+    whose factors on the right depend on no gradient: they are formed for all steps before it.
+
+    Args:
+        d_output: (T, B, P) or None.
+        d_h_n: (B, P) or None.
+        d_c_n: (B, H) or None.
+        weight_hh: (4H, P).
+        weight_hr: (P, H) or None.
+        c0: (B, H).
+        output: (T, B, P), the forward's.
+        gates: (T, B, 4H), the forward's.
+        cells: (T, B, H), the forward's.
+        lengths: (B,) or None.
+        reverse: the forward's.
+        d_gates: written; zero past a row's length.
+    """
+    steps, batch, hidden = cells.shape
+    i, f, g, o = gates.chunk(4, 2)
+    tanh_c = cells.tanh()
+    c_before = torch.cat((cells[1:], c0[None]) if reverse else (c0[None], cells[:-1]))
+    alive = None if lengths is None else alive_steps(lengths, cells)
+    if reverse and alive is not None:
+        # a row's first step, its last in memory, follows c0 and not the steps it never took
+        follows = torch.cat((alive[1:], torch.zeros_like(alive[:1])))
+        c_before = torch.where(follows, c_before, c0)
+    factors = torch.stack(
+        (g * i * (1 - i), c_before * f * (1 - f), i * (1 - g * g), tanh_c * o * (1 - o)), 2
+    )  # (T, B, 4, H)
+    through_o = o * (1 - tanh_c * tanh_c)
+    d_outputs = output_gradients(d_output, output)
+    if alive is not None:
+        factors.masked_fill_(~alive.unsqueeze(2), 0)
+        through_o.masked_fill_(~alive, 0)
+        d_outputs = d_outputs.masked_fill(~alive, 0)
+
+    # kept for dW_hr, one product after the loop
+    d_projected = torch.empty_like(output) if weight_hr is not None else output
+    alive_or_all = c0.new_ones((), dtype=torch.bool).expand(steps, 1, 1) if alive is None else alive
+    d_h = torch.zeros_like(output[0]) if d_h_n is None else d_h_n
+    d_c = torch.zeros_like(c0) if d_c_n is None else d_c_n
+    for d_out, factor, dc_dh, f_t, d_gate, d_proj, is_alive in in_order(
+        not reverse, d_outputs, factors, through_o, f, d_gates, d_projected, alive_or_all
+    ):
+        d_h_here = d_h + d_out
+        if weight_hr is not None:
+            d_proj.copy_(d_h_here)
+            d_h_here = d_h_here @ weight_hr
+        d_c_here = torch.addcmul(d_c, d_h_here, dc_dh)
+        by_gate = d_gate.view(batch, 4, hidden)
+        torch.mul(factor[:, :3], d_c_here.unsqueeze(1), out=by_gate[:, :3])
+        torch.mul(factor[:, 3], d_h_here, out=by_gate[:, 3])
+        d_h_before, d_c_before = d_gate @ weight_hh, d_c_here * f_t
+        if alive is None:
+            d_h, d_c = d_h_before, d_c_before
+        else:
+            # a row that is past its end hands the gradients of its state on, untouched
+            d_h = torch.where(is_alive, d_h_before, d_h)
+            d_c = torch.where(is_alive, d_c_before, d_c)
+    if weight_hr is None:
+        return Gradients(d_h, d_c, None)
+    projected_from = o * tanh_c
+    if alive is not None:
+        projected_from.masked_fill_(~alive, 0)
+    d_weight_hr = d_projected.flatten(0, 1).mT @ projected_from.flatten(0, 1)
+    return Gradients(d_h, d_c, d_weight_hr)

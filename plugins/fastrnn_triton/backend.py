@@ -1,0 +1,109 @@
+"""A thin layer over `fastrnn_kernels`: what it cannot run, and how its tensors are laid out."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fastrnn.backend import LayerOutput, OutputGradients, Recurrence, RecurrenceBackend
+from fastrnn_triton import cost
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from fastrnn.backend import Layer, Wanted
+    from fastrnn.request import Cost, Request
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# float64 runs in the interpreter, where gradcheck needs it; on a GPU it would lose to cuBLAS
+INTERPRETER_DTYPES = (*DTYPES, torch.float64)
+
+
+@lru_cache(maxsize=1)
+def interpreted() -> bool:
+    """Whether Triton runs kernels on the CPU, in its interpreter (TRITON_INTERPRET=1)."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in {"1", "true", "on", "yes", "y"}
+
+
+class TritonBackend(RecurrenceBackend):
+    """Fused time steps, forward and backward; both directions of a layer in one launch."""
+
+    name = "triton"
+    summary = "fused Triton kernels for the time steps and for BPTT; NVIDIA and AMD GPUs"
+    interleaved = True
+
+    def unavailable(self) -> list[str]:
+        """No Triton, or no GPU for it."""
+        return _unavailable()
+
+    def can_run(self, request: Request) -> list[str]:
+        """What the kernels do not cover."""
+        reasons = []
+        device = "cpu" if interpreted() else "cuda"
+        if request.device != device:
+            reasons.append(
+                f"device is {request.device}; "
+                + ("the interpreter runs on the cpu" if interpreted() else "needs a GPU (cuda)")
+            )
+        dtypes = INTERPRETER_DTYPES if interpreted() else DTYPES
+        if request.dtype not in dtypes:
+            names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+            reasons.append(f"dtype is {request.dtype}; needs one of {names}")
+        if request.proj_size:
+            reasons.append(f"proj_size is {request.proj_size}; projections are not fused")
+        if request.varlen:
+            reasons.append("sequences have different lengths; needs equal lengths")
+        return reasons
+
+    def cost(self, request: Request) -> Cost:
+        """See `fastrnn_triton.cost`."""
+        return cost.estimate(request)
+
+    def recurrence_forward(self, gates_x: Tensor, weight_hh: Tensor, layer: Layer) -> LayerOutput:
+        """One launch per time step, from Python or from a CUDA graph."""
+        output, h_n, c_n, gates, cells = _kernels().forward(
+            layer.cell, gates_x, weight_hh.contiguous(), layer.h0, layer.c0,
+            reverse=layer.reverse, save=layer.save, precision=layer.precision,
+        )  # fmt: skip
+        return LayerOutput(output, h_n, c_n, () if gates is None else (gates, cells))
+
+    def recurrence_backward(
+        self,
+        grad: OutputGradients,
+        weight_hh: Tensor,
+        layer: Layer,
+        output: Tensor,
+        saved: Sequence[Tensor],
+        wanted: Wanted,
+    ) -> Recurrence:
+        """One launch per time step, backwards."""
+        gates, cells = (None, None) if layer.c0 is None else saved[:2]
+        d_gates, d_h0, d_c0 = _kernels().backward(
+            layer.cell, weight_hh.contiguous(), output, gates, cells, layer.c0,
+            d_output=grad.output, d_h_n=grad.h_n, d_c_n=grad.c_n,
+            reverse=layer.reverse, precision=layer.precision,
+        )  # fmt: skip
+        return Recurrence(d_gates, d_h0, d_c0)
+
+
+def _kernels() -> Any:
+    """The kernel package, imported only when a kernel runs: importing Triton takes a second."""
+    import fastrnn_kernels
+
+    return fastrnn_kernels
+
+
+@lru_cache(maxsize=1)
+def _unavailable() -> list[str]:
+    reasons = []
+    if find_spec("triton") is None:
+        reasons.append("the package triton is not installed (Linux: pip install triton)")
+    if not interpreted() and not torch.cuda.is_available():
+        reasons.append("torch sees no CUDA or ROCm GPU here")
+    return reasons

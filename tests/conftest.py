@@ -1,0 +1,52 @@
+"""What all tests share: the NumPy oracle, poisoned memory, and a clean dispatcher."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from fastrnn import dispatch
+
+
+@pytest.fixture(scope="session")
+def oracle() -> ModuleType:
+    """tests/oracle.py: pytest's importlib mode lets no test module import another."""
+    path = Path(__file__).parent / "oracle.py"
+    spec = importlib.util.spec_from_file_location("oracle", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """Fill uninitialised memory with NaN, so that an element nobody wrote shows."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def fresh_dispatcher(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No test sees another's decisions, nor the environment of whoever runs the tests."""
+    monkeypatch.delenv("FASTRNN_BACKEND", raising=False)
+    dispatch.clear_cache()
+    yield
+    dispatch.clear_cache()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked `gpu` where torch sees no GPU; decided when tests run, not on import."""
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA or ROCm GPU: run `make gpu-check` on one")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)
