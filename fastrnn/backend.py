@@ -49,7 +49,9 @@ class Backend(ABC):
     """How users choose it: lower-case letters, digits, `_` and `-`; not `auto`."""
     summary: ClassVar[str] = ""
     """One line for `fastrnn backends`."""
-    contract: ClassVar[int] = CONTRACT_VERSION
+    contract: ClassVar[int]
+    """The `CONTRACT_VERSION` it was written for, as a literal: `contract = 1`. Without a default,
+    which would follow the host's and hide every change."""
 
     def unavailable(self) -> list[str]:
         """Why this machine can run nothing at all with it; empty if it can.

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fastrnn.plugins import registry
-from fastrnn.request import Candidate, Decision, Request, describe_candidates
+from fastrnn.request import Candidate, Cost, Decision, Request, describe_candidates
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +30,7 @@ AUTO = "auto"
 
 _log = logging.getLogger("fastrnn")
 _CACHE_LIMIT = 4096  # distinct requests; lengths vary, so it must be bounded
-_cache: dict[tuple[int, Request, str, str | None], Decision] = {}
+_cache: dict[tuple[int, Request, str, str | None, bool], Decision] = {}
 _environment: list[str | None] = []
 
 
@@ -103,22 +103,24 @@ def environment_backend() -> str | None:
     return _environment[0]
 
 
-def decide(request: Request, backend: str = AUTO) -> Decision:
+def decide(request: Request, backend: str = AUTO, *, here: bool = True) -> Decision:
     """Choose a backend for `request`. A function of its arguments and the overrides; cached.
 
     Args:
         request: what the call asks for.
-        backend: `auto`, a name, or names separated by commas in order of preference.
+        backend: `auto`, a name, or names separated by commas in order of preference. An `auto`
+            after a name leaves the choice to policy and cost.
+        here: whether the call is for this machine; if not, what this machine lacks does not count.
 
     Raises:
         BackendError: a named backend is unknown or none of the named ones can run `request`,
             or no backend at all can. The message holds every backend's reasons.
     """
     context = current_override()
-    key = (registry().generation, request, backend, context)
+    key = (registry().generation, request, backend, context, here)
     decision = _cache.get(key)
     if decision is None:
-        decision = _decide(request, backend, context)
+        decision = _decide(request, backend, context, here)
         if len(_cache) >= _CACHE_LIMIT:
             _cache.clear()
         _cache[key] = decision
@@ -133,7 +135,7 @@ def decide_name(backend: str, context: str | None, *request: object) -> str:
     Every argument is guarded where the caller got it, so another override compiles anew. The
     request comes as its fields, because Dynamo hands over plain constants and not named tuples.
     """
-    return _decide(Request(*request), backend, context).backend  # type: ignore[arg-type] # the fields of a Request
+    return _decide(Request(*request), backend, context, True).backend  # type: ignore[arg-type] # the fields of a Request
 
 
 def clear_cache() -> None:
@@ -142,18 +144,19 @@ def clear_cache() -> None:
     _environment.clear()
 
 
-def _decide(request: Request, argument: str, context: str | None) -> Decision:
+def _decide(request: Request, argument: str, context: str | None, here: bool) -> Decision:
     rules = (
         ("argument", argument),
         ("use_backend context", context),
         (f"environment variable {ENVIRONMENT_VARIABLE}", environment_backend()),
     )
-    candidates = tuple(_ask(backend, request) for backend in registry().backends.values())
+    backends = registry().backends.values()
+    candidates = tuple(_ask(backend, request, here) for backend in backends)
     able = {c.name: c for c in candidates if c.cost is not None}
     for rule, names in rules:
         if names is None or names == AUTO:
             continue
-        for name in parse_names(names):
+        for name in _parse(names, rule):
             if name == AUTO:
                 break
             if name in able:
@@ -170,14 +173,36 @@ def _decide(request: Request, argument: str, context: str | None) -> Decision:
     return Decision(request, cheapest.name, "lowest estimated cost", candidates)
 
 
-def _ask(backend: Backend, request: Request) -> Candidate:
-    """A backend's answers. One that raises cannot run, and the exception is its reason."""
+def _parse(names: str, rule: str) -> tuple[str, ...]:
     try:
-        reasons = (*backend.unavailable(), *backend.can_run(request))
-        cost = None if reasons else backend.cost(request)
+        return parse_names(names)
+    except BackendError as error:
+        raise BackendError(f"from {rule}: {error}") from None
+
+
+def _ask(backend: Backend, request: Request, here: bool) -> Candidate:
+    """A backend's answers. One that raises, or answers nonsense, cannot run and that is why."""
+    try:
+        reasons = _checked_reasons(backend.unavailable()) if here else ()
+        reasons += _checked_reasons(backend.can_run(request))
+        return Candidate(
+            backend.name, reasons, None if reasons else _checked_cost(backend, request)
+        )
     except Exception as error:  # a third party's bug must not stop the others
         return Candidate(backend.name, (f"it raised {type(error).__name__}: {error}",), None)
-    return Candidate(backend.name, reasons, cost)
+
+
+def _checked_reasons(reasons: object) -> tuple[str, ...]:
+    if isinstance(reasons, list | tuple) and all(isinstance(r, str) and r for r in reasons):
+        return tuple(reasons)
+    raise TypeError(f"its reasons are {reasons!r}, expected a list of non-empty strings")
+
+
+def _checked_cost(backend: Backend, request: Request) -> Cost:
+    cost = backend.cost(request)
+    if isinstance(cost, Cost) and isinstance(cost.seconds, float | int) and cost.seconds >= 0:
+        return cost
+    raise TypeError(f"its cost is {cost!r}, expected a Cost with seconds of at least 0")
 
 
 def _refusal(what: str, request: Request, candidates: tuple[Candidate, ...]) -> BackendError:

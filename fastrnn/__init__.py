@@ -1,0 +1,37 @@
+"""Recurrent layers for PyTorch, as fast as the hardware allows, over pluggable backends.
+
+`fastrnn.LSTM` and `fastrnn.RNN` take the place of `torch.nn.LSTM` and `torch.nn.RNN`;
+`fastrnn.convert(model)` puts them into a model that exists.
+"""
+
+from fastrnn._version import __version__
+from fastrnn.cells import LSTMCell, RNNCell
+from fastrnn.convert import ConversionReport, LayerReport, conversion_report, convert, revert
+from fastrnn.dispatch import BackendError, use_backend
+from fastrnn.functional import lstm, rnn
+from fastrnn.hookspecs import hookimpl
+from fastrnn.modules import LSTM, RNN
+from fastrnn.plugins import PluginWarning, register, unregister
+from fastrnn.recurrent import explain
+
+__all__ = [
+    "LSTM",
+    "RNN",
+    "BackendError",
+    "ConversionReport",
+    "LSTMCell",
+    "LayerReport",
+    "PluginWarning",
+    "RNNCell",
+    "__version__",
+    "conversion_report",
+    "convert",
+    "explain",
+    "hookimpl",
+    "lstm",
+    "register",
+    "revert",
+    "rnn",
+    "unregister",
+    "use_backend",
+]

@@ -1,0 +1,347 @@
+"""`fastrnn bench`: is every backend right on this machine, and how fast is it?
+
+A result is compared with float64 before it is timed, and one that is out of tolerance gets no
+time. The implementations of a case take turns, one sample each, so that a machine that becomes
+slower or faster does so for all of them.
+"""
+
+from __future__ import annotations
+
+import csv
+import gc
+import json
+import math
+import statistics
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from fastrnn import testing
+from fastrnn.bench_cases import BASELINE, LOOP, Case, baseline, cell_loop, layer, request_of
+from fastrnn.discovery import describe
+from fastrnn.dispatch import decide
+from fastrnn.doctor import environment
+from fastrnn.plugins import registry
+from fastrnn.tables import table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from torch import Tensor, nn
+
+REPEATS = 15
+"""Samples per implementation and case, unless told otherwise."""
+WARM_UP = 2
+"""Calls before the first sample; Triton compiles, and oneDNN and cuDNN plan, in the first."""
+SAMPLE_SECONDS = 5e-3
+"""Least length of a sample; calls shorter than this are repeated within one."""
+
+
+@dataclass
+class Row:
+    """One implementation of one case: a line of the table, the CSV file and the JSON file."""
+
+    case: Case
+    implementation: str
+    status: str = "ok"
+    """`ok`; `wrong` (out of tolerance); `failed` (raised); `cannot run`."""
+    reason: str = ""
+    auto: bool = False
+    """Whether `backend="auto"` chooses it."""
+    error: float | None = None
+    """Largest error against float64 of any output, state or gradient, relative to what is
+    allowed for it: at most 1 is right."""
+    samples: list[float] = field(default_factory=list)
+    """Seconds per call."""
+    speedup: float | None = None
+    """The median of torch.nn divided by this one's."""
+
+    @property
+    def is_backend(self) -> bool:
+        """Whether it is a backend of fastrnn, and not what they are compared with."""
+        return self.implementation not in (BASELINE, LOOP)
+
+    def quantiles(self) -> tuple[float, float, float] | None:
+        """Seconds at 20 %, 50 % and 80 % of the samples."""
+        if not self.samples:
+            return None
+        if len(self.samples) == 1:
+            return (self.samples[0],) * 3
+        tenths = statistics.quantiles(self.samples, n=10, method="inclusive")
+        return tenths[1], tenths[4], tenths[7]
+
+    def record(self) -> dict[str, object]:
+        """A flat mapping: the case's fields, then this row's."""
+        rest = {key: value for key, value in asdict(self).items() if key not in ("case", "samples")}
+        low, middle, high = self.quantiles() or (None, None, None)
+        times = {"median_s": middle, "q20_s": low, "q80_s": high}
+        if self.error is not None and not math.isfinite(self.error):
+            rest["error"] = None  # JSON has no NaN; status and reason say what happened
+        return {**self.case._asdict(), **rest, **times}
+
+
+def measure(
+    cases: Sequence[Case],
+    *,
+    backends: Sequence[str] | None = None,
+    repeats: int = REPEATS,
+    progress: Callable[[str], None] = lambda text: None,
+) -> list[Row]:
+    """Check and time every implementation of every case.
+
+    Args:
+        cases: see `bench_cases.cases`.
+        backends: names; None for all.
+        repeats: samples per implementation.
+        progress: called with a line before each case.
+
+    Raises:
+        BackendError: FASTRNN_BACKEND names none that can run a case.
+    """
+    rows: list[Row] = []
+    for case in cases:
+        progress(str(case))
+        rows += _measure(
+            case, tuple(registry().backends) if backends is None else backends, repeats
+        )
+    return rows
+
+
+def _measure(case: Case, backends: Sequence[str], repeats: int) -> list[Row]:
+    torch.manual_seed(0)
+    source = layer(case, "reference")
+    weights = [weight.detach() for weight in source.parameters()]
+    x = torch.randn(case.T, case.B, case.I).to(case.device, case.torch_dtype)
+    request = request_of(case, x, list(source.parameters()))
+    decision = decide(request)
+    reasons = {c.name: "; ".join(c.reasons) for c in decision.candidates}
+    truth = _run(_exact(case, weights), x.cpu().double(), case.mode == "train")
+    allowed = testing.tolerance(case.torch_dtype, case.T, request.precision)
+    rows: list[Row] = []
+    timed: list[tuple[Row, Callable[[], object]]] = []
+    for name in (BASELINE, LOOP, *backends):
+        row = Row(case, name, auto=name == decision.backend)
+        rows.append(row)
+        if reasons.get(name):
+            row.status, row.reason = "cannot run", reasons[name]
+            continue
+        try:
+            module = _implementation(case, name)
+        except ValueError as error:
+            row.status, row.reason = "cannot run", str(error)
+            continue
+        try:
+            _load(module, weights)
+            _check(row, _run(module, x, case.mode == "train"), truth, allowed)
+            if row.status == "ok":
+                call = _call(module, x, case.mode == "train")
+                for _ in range(WARM_UP):
+                    call()
+                timed.append((row, call))
+        except Exception as error:  # a backend's bug is a line of the table
+            row.status, row.reason = "failed", f"raised {describe(error)}"
+    _take_samples(timed, repeats, case.device)
+    _compare(rows)
+    return rows
+
+
+def _implementation(case: Case, name: str) -> nn.Module:
+    if name == BASELINE:
+        return baseline(case)
+    return cell_loop(case) if name == LOOP else layer(case, name)
+
+
+def _exact(case: Case, weights: Sequence[Tensor]) -> nn.Module:
+    """The truth: the reference backend in float64 on the CPU."""
+    module = layer(case._replace(dtype="float64", device="cpu"), "reference")
+    _load(module, weights)
+    return module
+
+
+def _load(module: nn.Module, weights: Sequence[Tensor]) -> None:
+    """Copy `weights`; every implementation has its parameters in torch's order."""
+    with torch.no_grad():
+        for parameter, weight in zip(module.parameters(), weights, strict=True):
+            parameter.copy_(weight)
+
+
+def _run(module: nn.Module, x: Tensor, gradients: bool) -> testing.Result:
+    """Outputs, states and, if wanted, the gradients of all of them by x and the weights."""
+    x = x.clone().requires_grad_(gradients)
+    with torch.set_grad_enabled(gradients):
+        output, states = module(x)
+    finals = states if isinstance(states, tuple) else (states,)
+    found: dict[str, Tensor] = {}
+    if gradients:
+        leaves = {"x": x, **dict(module.named_parameters())}
+        generator = torch.Generator().manual_seed(1)
+        upstream = [
+            torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o)
+            for o in (output, *finals)
+        ]
+        got = torch.autograd.grad((output, *finals), list(leaves.values()), upstream)
+        found = {str(index): each for index, each in enumerate(got)}
+    return testing.Result(output.detach(), tuple(final.detach() for final in finals), found)
+
+
+def _check(row: Row, got: testing.Result, want: testing.Result, allowed: testing.Tolerance) -> None:
+    try:
+        differences = testing.compare(got, want, allowed)
+    except AssertionError as error:
+        row.status, row.reason = "wrong", str(error)
+        return
+    row.error = max(_relative(difference) for difference in differences)
+    wrong = [d for d in differences if not d.within]
+    if wrong:
+        row.status = "wrong"
+        row.reason = ", ".join(f"{d.name} off by {d.error:.1e} of {d.allowed:.1e}" for d in wrong)
+
+
+def _relative(difference: testing.Difference) -> float:
+    if math.isnan(difference.error):
+        return math.inf  # so that the largest is found whatever the order
+    if difference.allowed == 0:
+        return 0.0 if difference.error == 0 else math.inf
+    return difference.error / difference.allowed
+
+
+def _call(module: nn.Module, x: Tensor, gradients: bool) -> Callable[[], object]:
+    """What is timed: the forward pass, or forward and backward from a gradient of the output."""
+    if not gradients:
+
+        def forward() -> object:
+            with torch.no_grad():
+                return module(x)
+
+        return forward
+    x = x.clone().requires_grad_()
+    leaves = [x, *module.parameters()]
+    with torch.no_grad():
+        upstream = torch.randn_like(module(x)[0])
+
+    def train() -> object:
+        return torch.autograd.grad(module(x)[0], leaves, upstream)
+
+    return train
+
+
+def _take_samples(
+    timed: Sequence[tuple[Row, Callable[[], object]]], repeats: int, device: str
+) -> None:
+    clock = _cuda_seconds if torch.device(device).type == "cuda" else _seconds
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()  # a collection would fall into somebody's sample
+    try:
+        counts = []
+        for _, call in timed:
+            once = min(clock(call, 1) for _ in range(2))
+            counts.append(max(1, math.ceil(SAMPLE_SECONDS / max(once, 1e-9))))
+        for _ in range(repeats):
+            for (row, call), count in zip(timed, counts, strict=True):
+                row.samples.append(clock(call, count))
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _seconds(call: Callable[[], object], count: int) -> float:
+    begin = time.perf_counter()
+    for _ in range(count):
+        call()
+    return (time.perf_counter() - begin) / count
+
+
+def _cuda_seconds(call: Callable[[], object], count: int) -> float:
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    torch.cuda.synchronize()
+    begin.record()
+    for _ in range(count):
+        call()
+    end.record()
+    torch.cuda.synchronize()
+    return float(begin.elapsed_time(end)) / 1e3 / count
+
+
+def _compare(rows: Iterable[Row]) -> None:
+    medians = {row.implementation: quantiles[1] for row in rows if (quantiles := row.quantiles())}
+    for row in rows:
+        if BASELINE in medians and row.implementation in medians:
+            row.speedup = medians[BASELINE] / medians[row.implementation]
+
+
+def failures(rows: Sequence[Row], named: Sequence[str] | None) -> list[str]:
+    """Why the exit code must not be 0: wrong or failed backends, and named ones that never ran."""
+    found = [
+        f"{row.implementation} {row.status} on {row.case}: {row.reason}"
+        for row in rows
+        if row.is_backend and row.status in ("wrong", "failed")
+    ]
+    for name in named or ():
+        own = [row for row in rows if row.implementation == name]
+        if own and all(row.status == "cannot run" for row in own):
+            found.append(f"{name} could run no case: {own[0].reason}")
+    return found
+
+
+def report(rows: Sequence[Row]) -> str:
+    """The table for a person, and below it what could not run and why."""
+    header = [
+        "case", "implementation", "auto", "median ms", "20..80 % ms", "us/step", "speed-up",
+        "error", "note",
+    ]  # fmt: skip
+    lines = []
+    left_out: dict[tuple[str, str], int] = {}
+    for row in rows:
+        if row.status == "cannot run":
+            key = row.implementation, row.reason
+            left_out[key] = left_out.get(key, 0) + 1
+            continue
+        quantiles = row.quantiles()
+        times = ["-", "-", "-"]
+        if quantiles:
+            low, middle, high = (1e3 * seconds for seconds in quantiles)
+            times = [f"{middle:.3f}", f"{low:.3f}..{high:.3f}", f"{1e3 * middle / row.case.T:.2f}"]
+        lines.append(
+            [
+                str(row.case),
+                row.implementation,
+                "*" if row.auto else "",
+                *times,
+                "-" if row.speedup is None else f"{row.speedup:.2f}x",
+                "-" if row.error is None else f"{row.error:.3f}",
+                "" if row.status == "ok" else f"{row.status.upper()}: {row.reason}",
+            ]
+        )
+    case = rows[0].case
+    threads = f", {torch.get_num_threads()} threads" if case.device == "cpu" else ""
+    return "\n".join(
+        [
+            f"{case.dtype} on {case.device}{threads}, torch {torch.__version__}",
+            table(header, lines, "lllrrrrr"),
+            "auto: * is what backend='auto' chooses. speed-up: over torch.nn. error: the largest "
+            "against float64, in parts of what is allowed; above 1 is wrong and gets no time.",
+            *(
+                f"{name} cannot run {count} of the cases: {reason}"
+                for (name, reason), count in left_out.items()
+            ),
+        ]
+    )
+
+
+def write_json(path: Path, rows: Sequence[Row], settings: dict[str, object]) -> None:
+    """Every row with its samples, what was asked for, and what it was measured on."""
+    results = [{**row.record(), "samples_s": row.samples} for row in rows]
+    content = {"environment": environment(), "settings": settings, "results": results}
+    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """Every row without its samples."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0].record()))
+        writer.writeheader()
+        writer.writerows(row.record() for row in rows)

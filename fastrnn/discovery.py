@@ -1,0 +1,163 @@
+"""Which plugins there are, and what a backend must be to be taken.
+
+The plugins are the built-ins and the entry points of installed distributions. Nothing here imports
+one; `fastrnn.plugins` does.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import reprlib
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Literal
+
+from fastrnn._version import __version__
+from fastrnn.backend import CONTRACT_VERSION, Backend, LayerBackend, StackBackend
+
+GROUP = "fastrnn"
+"""The entry-point group; an entry point's name is the plugin's name."""
+DISABLE_VARIABLE = "FASTRNN_DISABLE_PLUGINS"
+"""Names of plugins that are not to be loaded, separated by commas; `all` for all third parties."""
+BUILTINS = {
+    "reference": "fastrnn_reference",
+    "aten": "fastrnn_aten",
+    "triton": "fastrnn_triton",
+}
+"""Reserved plugin names and the modules behind them. Imported directly, because entry points are
+not found in a checkout that is not installed."""
+_BACKEND_NAME = re.compile(r"[a-z][a-z0-9_-]*")
+_OWN_DISTRIBUTION = "fastrnn"
+
+
+@dataclass(frozen=True, slots=True)
+class PluginRecord:
+    """What became of one plugin."""
+
+    name: str
+    distribution: str
+    """Empty for a plugin registered from Python."""
+    version: str
+    hooks: tuple[str, ...] = ()
+    backends: tuple[str, ...] = ()
+    """Names of the backends it brought and that are in use."""
+    state: Literal["loaded", "disabled", "failed"] = "loaded"
+    reason: str = ""
+    """Why it, or a part of it, is not in use."""
+
+    def __str__(self) -> str:
+        """The plugin and where it comes from, as errors and warnings name it."""
+        origin = f"of {self.distribution} {self.version}" if self.distribution else "(from Python)"
+        return f"plugin {self.name!r} {origin}"
+
+    def advice(self, can_disable: bool = True) -> str:
+        """What a user can do if it fails; `can_disable` unless its name belongs to another."""
+        if not self.distribution:
+            return f"Correct it, or call fastrnn.unregister({self.name!r})."
+        if self.distribution == _OWN_DISTRIBUTION:
+            return "Reinstall fastrnn."
+        advice = f"Update or remove {self.distribution}"
+        return f"{advice}, or set {DISABLE_VARIABLE}={self.name}." if can_disable else f"{advice}."
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A plugin that has not been imported; `point` is None for a built-in."""
+
+    record: PluginRecord
+    point: metadata.EntryPoint | None = None
+
+    def load(self) -> object:
+        """Import it."""
+        if self.point is None:
+            return importlib.import_module(BUILTINS[self.record.name])
+        return self.point.load()
+
+
+def builtin_entries() -> list[Entry]:
+    """The built-ins, in the order in which they are registered."""
+    return [Entry(PluginRecord(name, _OWN_DISTRIBUTION, __version__)) for name in BUILTINS]
+
+
+def third_party_entries() -> tuple[list[Entry], list[str]]:
+    """The entry points of other distributions, and what is wrong with distributions' metadata.
+
+    Sorted by the distribution's normalised name, then by the entry point's. Distributions are
+    read one by one: `importlib.metadata.entry_points` raises if the metadata of any is malformed.
+    """
+    entries: dict[tuple[str, str], Entry] = {}
+    problems = []
+    for distribution in metadata.distributions():
+        try:
+            if GROUP not in (distribution.read_text("entry_points.txt") or ""):
+                continue
+            points = distribution.entry_points.select(group=GROUP)
+            name, version = str(distribution.name), str(distribution.version)
+        except Exception as error:
+            where = getattr(distribution, "_path", distribution)
+            problems.append(
+                f"the entry points in {where} cannot be read: {describe(error)}. Reinstall or "
+                "remove that distribution."
+            )
+            continue
+        normalised = re.sub(r"[-_.]+", "-", name).lower()
+        for point in points:
+            if point.value not in BUILTINS.values():  # ours, declared for other tools to see
+                # an earlier directory on sys.path hides a later one, as it hides its modules
+                entry = Entry(PluginRecord(point.name, name, version), point)
+                entries.setdefault((normalised, point.name), entry)
+    return [entries[key] for key in sorted(entries)], problems
+
+
+def checked_backend(found: object) -> Backend:
+    """`found`, if it is a backend that this fastrnn can use.
+
+    Raises:
+        TypeError: it is not an instance of one of the levels of the contract.
+        ValueError: its name is not allowed, or it was built for another contract.
+    """
+    if not isinstance(found, StackBackend | LayerBackend):
+        what = reprlib.repr(found)
+        if isinstance(found, type):
+            what = f"the class {found.__name__}"
+        raise TypeError(
+            f"fastrnn_backends returned {what}, expected instances of "
+            "StackBackend, LayerBackend or RecurrenceBackend"
+        )
+    name: object = getattr(found, "name", None)
+    if not isinstance(name, str) or not _BACKEND_NAME.fullmatch(name) or name == "auto":
+        raise ValueError(
+            f"the backend name {name!r} is not allowed; expected lower-case letters, digits, _ "
+            "and -, a letter first, and not 'auto'"
+        )
+    contract = getattr(found, "contract", None)
+    if contract != CONTRACT_VERSION:
+        own = "does not say its contract"
+        if contract is not None:
+            own = f"was built for contract {contract}"
+        raise ValueError(
+            f"backend {name!r} {own}, and this fastrnn ({__version__}) has contract "
+            f"{CONTRACT_VERSION}"
+        )
+    return found
+
+
+def disabled_names() -> tuple[frozenset[str], list[str]]:
+    """The plugins that FASTRNN_DISABLE_PLUGINS names, and what is wrong with it."""
+    names = {name.strip() for name in os.environ.get(DISABLE_VARIABLE, "").split(",")} - {""}
+    if "reference" not in names:
+        return frozenset(names), []
+    problem = f"{DISABLE_VARIABLE} names 'reference', which cannot be disabled. Leave it out."
+    return frozenset(names - {"reference"}), [problem]
+
+
+def describe(error: BaseException) -> str:
+    """An exception's type and text on one line."""
+    return one_line(f"{type(error).__name__}: {error}")
+
+
+def one_line(text: object) -> str:
+    """`text` with its line breaks and indents made single spaces."""
+    return " ".join(str(text).split())

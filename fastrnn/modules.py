@@ -1,0 +1,259 @@
+"""`RNN` and `LSTM`: torch.nn's layers, parameter for parameter, over fastrnn's backends.
+
+Plain modules rather than subclasses of torch.nn's: Dynamo refuses every instance of those under
+`torch.compile(fullgraph=True)`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, overload
+
+from fastrnn.dispatch import AUTO
+from fastrnn.recurrent import Recurrent
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from torch.nn.utils.rnn import PackedSequence
+
+_MODES = {"tanh": "RNN_TANH", "relu": "RNN_RELU", "sigmoid": "RNN_SIGMOID"}
+
+
+class RNN(Recurrent):
+    r"""A multi-layer Elman RNN: torch.nn.RNN, with a choice of backends and of a sigmoid.
+
+    For every step t of each layer,
+
+        h(t) = act(W_ih x(t) + b_ih + W_hh h(t-1) + b_hh)
+
+    where act is tanh, ReLU or the logistic sigmoid, x(t) is the input, or the output of the layer
+    below with dropout, and h(0) is `hx` or zero.
+
+    In the shapes below T, B, I, H, L stand for steps, batch, `input_size`, `hidden_size` and
+    `num_layers`, and D for 2 if `bidirectional`, else 1.
+
+    Args:
+        input_size: I.
+        hidden_size: H.
+        num_layers: L, layers stacked.
+        nonlinearity: `tanh`, `relu` or, other than in torch, `sigmoid`.
+        bias: whether there are b_ih and b_hh.
+        batch_first: whether input and output are (B, T, ...) rather than (T, B, ...). States
+            are not affected.
+        dropout: probability of zeroing an output of any layer but the last, in training mode.
+        bidirectional: whether every layer also runs backwards in time.
+        device: of the parameters.
+        dtype: of the parameters; any floating-point dtype that a backend can compute in.
+        backend: `auto`, or the name of a backend, or several in order of preference, separated
+            by commas. May be set later, too: `module.backend = "reference"`.
+
+    Attributes:
+        weight_ih_l[k]: W_ih of layer k, (H, I) for k = 0, else (H, D * H).
+        weight_hh_l[k]: W_hh of layer k, (H, H).
+        bias_ih_l[k]: b_ih of layer k, (H,).
+        bias_hh_l[k]: b_hh of layer k, (H,).
+        weight_ih_l[k]_reverse: and so on, of the direction backwards in time.
+
+    Raises:
+        ValueError: a size, `dropout` or `nonlinearity` is out of range.
+        TypeError: an argument is of the wrong type.
+        BackendError: `backend` names an unknown one.
+
+    Example:
+        >>> rnn = fastrnn.RNN(10, 20, num_layers=2)
+        >>> output, h_n = rnn(torch.randn(5, 3, 10))
+        >>> output.shape, h_n.shape
+        (torch.Size([5, 3, 20]), torch.Size([2, 3, 20]))
+    """
+
+    nonlinearity: str
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        backend: str = AUTO,
+        **unsupported: Any,
+    ) -> None:
+        if "proj_size" in unsupported:
+            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        if unsupported:
+            raise TypeError(
+                f"{type(self).__name__}.__init__() got an unexpected keyword argument "
+                f"'{next(iter(unsupported))}'"
+            )
+        if nonlinearity not in _MODES:
+            raise ValueError(
+                f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh', 'relu' or 'sigmoid'."
+            )
+        super().__init__(
+            _MODES[nonlinearity],
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            0,
+            device,
+            dtype,
+            backend,
+        )
+        self.nonlinearity = nonlinearity
+
+    @overload
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def forward(
+        self, input: PackedSequence, hx: Tensor | None = None
+    ) -> tuple[PackedSequence, Tensor]: ...
+
+    def forward(
+        self, input: Tensor | PackedSequence, hx: Tensor | None = None
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        """Run the layers over whole sequences.
+
+        Args:
+            input: (T, B, I), (B, T, I) if `batch_first`, (T, I) unbatched, or a PackedSequence.
+                In the dtype of the parameters, unless autocast is on.
+            hx: h(0), (L * D, B, H), or (L * D, H) unbatched; zeros if None.
+
+        Returns:
+            output, the last layer's h(t), shaped as `input` with D * H features, and h_n, every
+            layer's last h(t), shaped as `hx`.
+
+        Raises:
+            ValueError: wrong dims or dtype of `input`.
+            RuntimeError: wrong sizes of `input` or `hx`.
+            BackendError: the named backends cannot run this call; says why each cannot.
+        """
+        return self._run(input, hx)
+
+
+class LSTM(Recurrent):
+    r"""A multi-layer LSTM: torch.nn.LSTM, with a choice of backends.
+
+    For every step t of each layer,
+
+        i(t) = sigmoid(W_ii x(t) + b_ii + W_hi h(t-1) + b_hi)
+        f(t) = sigmoid(W_if x(t) + b_if + W_hf h(t-1) + b_hf)
+        g(t) =    tanh(W_ig x(t) + b_ig + W_hg h(t-1) + b_hg)
+        o(t) = sigmoid(W_io x(t) + b_io + W_ho h(t-1) + b_ho)
+        c(t) = f(t) * c(t-1) + i(t) * g(t)
+        h(t) = o(t) * tanh(c(t)), or W_hr (o(t) * tanh(c(t))) if `proj_size` > 0
+
+    where x(t) is the input, or the output of the layer below with dropout, and h(0), c(0) are
+    `hx` or zero. Parameters hold the four gates below one another, in the order i, f, g, o.
+
+    In the shapes below T, B, I, H, L stand for steps, batch, `input_size`, `hidden_size` and
+    `num_layers`, P for `proj_size` if that is positive, else H, and D for 2 if `bidirectional`,
+    else 1.
+
+    Args:
+        input_size: I.
+        hidden_size: H.
+        num_layers: L, layers stacked.
+        bias: whether there are b_ih and b_hh.
+        batch_first: whether input and output are (B, T, ...) rather than (T, B, ...). States
+            are not affected.
+        dropout: probability of zeroing an output of any layer but the last, in training mode.
+        bidirectional: whether every layer also runs backwards in time.
+        proj_size: width of h if it is projected; less than H. 0 for no projection.
+        device: of the parameters.
+        dtype: of the parameters; any floating-point dtype that a backend can compute in.
+        backend: `auto`, or the name of a backend, or several in order of preference, separated
+            by commas. May be set later, too: `module.backend = "reference"`.
+
+    Attributes:
+        weight_ih_l[k]: (W_ii|W_if|W_ig|W_io) of layer k, (4 * H, I) for k = 0, else
+            (4 * H, D * P).
+        weight_hh_l[k]: (W_hi|W_hf|W_hg|W_ho) of layer k, (4 * H, P).
+        bias_ih_l[k]: (b_ii|b_if|b_ig|b_io) of layer k, (4 * H,).
+        bias_hh_l[k]: (b_hi|b_hf|b_hg|b_ho) of layer k, (4 * H,).
+        weight_hr_l[k]: W_hr of layer k, (P, H); only if projected.
+        weight_ih_l[k]_reverse: and so on, of the direction backwards in time.
+
+    Raises:
+        ValueError: a size or `dropout` is out of range.
+        TypeError: an argument is of the wrong type.
+        BackendError: `backend` names an unknown one.
+
+    Example:
+        >>> lstm = fastrnn.LSTM(10, 20, num_layers=2)
+        >>> output, (h_n, c_n) = lstm(torch.randn(5, 3, 10))
+        >>> output.shape, h_n.shape, c_n.shape
+        (torch.Size([5, 3, 20]), torch.Size([2, 3, 20]), torch.Size([2, 3, 20]))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        backend: str = AUTO,
+    ) -> None:
+        super().__init__(
+            "LSTM",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            proj_size,
+            device,
+            dtype,
+            backend,
+        )
+
+    @overload
+    def forward(
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]: ...
+
+    @overload
+    def forward(
+        self, input: PackedSequence, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]: ...
+
+    def forward(
+        self, input: Tensor | PackedSequence, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
+        """Run the layers over whole sequences.
+
+        Args:
+            input: (T, B, I), (B, T, I) if `batch_first`, (T, I) unbatched, or a PackedSequence.
+                In the dtype of the parameters, unless autocast is on.
+            hx: h(0) (L * D, B, P) and c(0) (L * D, B, H), both without B if unbatched; zeros if
+                None.
+
+        Returns:
+            output, the last layer's h(t), shaped as `input` with D * P features, and (h_n, c_n),
+            every layer's last h(t) and c(t), shaped as `hx`.
+
+        Raises:
+            ValueError: wrong dims or dtype of `input`.
+            RuntimeError: wrong sizes of `input` or `hx`.
+            BackendError: the named backends cannot run this call; says why each cannot.
+        """
+        return self._run(input, hx)

@@ -1,0 +1,337 @@
+"""What `RNN` and `LSTM` share: the parameters, their names and memory, and the call itself."""
+
+# mypy: allow-untyped-calls
+# (nn.Module's own protocol and torch's cuDNN helpers are not annotated)
+
+from __future__ import annotations
+
+import math
+import numbers
+import warnings
+from typing import TYPE_CHECKING, Any, Self, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from fastrnn.dispatch import AUTO, decide, parse_names
+from fastrnn.functional import make_request, run
+from fastrnn.request import Spec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fastrnn.request import Decision
+
+_IN_SPEC = frozenset(
+    ["mode", "input_size", "hidden_size", "proj_size", "num_layers", "bias", "bidirectional"]
+)
+DERIVED = ("_spec", "_weight_names")
+"""Attributes that follow from the others, and so are neither pickled nor handed on."""
+
+
+class Recurrent(nn.Module):
+    """Base of `RNN` and `LSTM`; they add the signatures and the documentation."""
+
+    mode: str
+    input_size: int
+    hidden_size: int
+    num_layers: int
+    bias: bool
+    batch_first: bool
+    dropout: float
+    bidirectional: bool
+    proj_size: int
+    backend: str
+
+    # Derived from the attributes above by `_refresh`, so that a call computes none of it.
+    _spec: Spec
+    _weight_names: tuple[str, ...]
+
+    def __init__(
+        self,
+        mode: str,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int,
+        bias: bool,
+        batch_first: bool,
+        dropout: float,
+        bidirectional: bool,
+        proj_size: int,
+        device: torch.device | str | int | None,
+        dtype: torch.dtype | None,
+        backend: str,
+    ) -> None:
+        super().__init__()
+        self.mode = mode
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.bias = bias
+        self.batch_first = batch_first
+        self.dropout = float(dropout)
+        self.bidirectional = bidirectional
+        self.proj_size = proj_size
+        self.backend = backend
+        self._check_arguments(dropout)
+        self._refresh()
+        for name in self._weight_names:
+            shape = _parameter_shape(self._spec, name)
+            weight = torch.empty(shape, device=device, dtype=dtype)
+            self.register_parameter(name, nn.Parameter(weight))
+        self.flatten_parameters()
+        self.reset_parameters()
+
+    def _check_arguments(self, dropout: object) -> None:
+        """Refuse what torch refuses, in its order and words."""
+        if (
+            not isinstance(dropout, numbers.Number)
+            or isinstance(dropout, bool)
+            or not 0 <= self.dropout <= 1
+        ):
+            raise ValueError(
+                "dropout should be a number in range [0, 1] representing the probability of an "
+                "element being zeroed"
+            )
+        if self.dropout > 0 and self.num_layers == 1:
+            warnings.warn(
+                "dropout option adds dropout after all but last recurrent layer, so non-zero "
+                f"dropout expects num_layers greater than 1, but got dropout={dropout} and "
+                f"num_layers={self.num_layers}",
+                stacklevel=4,  # the line that constructs the RNN or LSTM
+            )
+        for name, kind in (("bias", bool), ("batch_first", bool)):
+            _check_type(name, getattr(self, name), kind)
+        for name in ("input_size", "hidden_size"):
+            _check_type(name, getattr(self, name), int)
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be greater than zero")
+        if self.num_layers <= 0:
+            raise ValueError("num_layers must be greater than zero")
+        if self.proj_size < 0:
+            raise ValueError(
+                "proj_size should be a positive integer or zero to disable projections"
+            )
+        if self.proj_size >= self.hidden_size:
+            raise ValueError("proj_size has to be smaller than hidden_size")
+
+    def _refresh(self) -> None:
+        """Derive what a call needs from the attributes that fix it."""
+        spec = Spec(
+            self.mode.lower(),
+            self.input_size,
+            self.hidden_size,
+            self.proj_size,
+            self.num_layers,
+            self.bias,
+            bool(self.bidirectional),
+        )
+        self._spec = spec
+        self._weight_names = _parameter_names(spec)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "backend":
+            parse_names(value)
+        super().__setattr__(name, value)
+        if "_weight_names" in self.__dict__:  # else still under construction
+            if name in _IN_SPEC:
+                self._refresh()
+            elif name in self._weight_names:
+                self.flatten_parameters()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = cast("dict[str, Any]", super().__getstate__())
+        return {name: value for name, value in state.items() if name not in DERIVED}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._refresh()
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Called by torch.jit.script before it compiles a module.
+
+        Raises:
+            RuntimeError: always: TorchScript cannot compile a choice of backends.
+        """
+        raise RuntimeError(
+            f"fastrnn.{self._get_name()} cannot be compiled by torch.jit.script; script a model "
+            "that fastrnn.revert(model) has brought back to torch.nn, or use torch.compile or "
+            "torch.export"
+        )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self.flatten_parameters()
+        return self
+
+    def flatten_parameters(self) -> None:
+        """Lay the parameters out in one block of memory, as cuDNN wants them.
+
+        Done when the module is made, moved or given another parameter; call it again only after
+        the parameters' memory was replaced otherwise, as `copy.deepcopy` does. Without it, cuDNN
+        copies the weights in every call, and torch warns. Does nothing where cuDNN cannot run
+        the layer: off CUDA, for other dtypes than half, float and double, for a sigmoid RNN, and
+        for parameters that share memory.
+        """
+        weights = [getattr(self, name, None) for name in self._weight_names]
+        if self.mode != "RNN_SIGMOID" and all(_is_for_cudnn(weight) for weight in weights):
+            _flatten(self.mode, self._spec, self.batch_first, cast("list[Tensor]", weights))
+
+    def reset_parameters(self) -> None:
+        """Draw every parameter from U(-k, k) with k = 1 / sqrt(hidden_size)."""
+        bound = 1.0 / math.sqrt(self.hidden_size)
+        for weight in self.parameters():
+            nn.init.uniform_(weight, -bound, bound)
+
+    @property
+    def _flat_weights(self) -> list[Tensor]:
+        """The weights, flat, under the name by which code written for torch.nn reads them."""
+        return self._weights()
+
+    @property
+    def all_weights(self) -> list[list[nn.Parameter]]:
+        """The parameters of each layer and direction."""
+        return [[getattr(self, name) for name in group] for group in self.grouped_names()]
+
+    def grouped_names(self) -> list[list[str]]:
+        """The names of the parameters of each layer and direction."""
+        names, slots = list(self._weight_names), self._spec.num_layers * self._spec.directions
+        size = len(names) // slots
+        return [names[slot * size : (slot + 1) * size] for slot in range(slots)]
+
+    def extra_repr(self) -> str:
+        """Torch's text, which hides tanh and relu; then what torch does not have."""
+        defaults = {
+            "proj_size": 0,
+            "num_layers": 1,
+            "bias": True,
+            "batch_first": False,
+            "dropout": 0,
+            "bidirectional": False,
+        }
+        values = {name: getattr(self, name) for name in defaults}
+        shown = [f"{name}={value}" for name, value in values.items() if value != defaults[name]]
+        if self.mode == "RNN_SIGMOID":
+            shown.append("nonlinearity=sigmoid")
+        if self.backend != AUTO:
+            shown.append(f"backend={self.backend}")
+        return ", ".join([str(self.input_size), str(self.hidden_size), *shown])
+
+    def _weights(self) -> list[Tensor]:
+        """The weights of this call, flat, in torch's order."""
+        parameters = self._parameters
+        try:
+            return cast("list[Tensor]", [parameters[name] for name in self._weight_names])
+        except KeyError:  # some are computed: parametrizations, weight drop, pruning, replicas
+            return [getattr(self, name) for name in self._weight_names]
+
+    def _run(self, input: Tensor | PackedSequence, hx: Any) -> tuple[Any, Any]:
+        return run(
+            self._spec,
+            input,
+            hx,
+            self._weights(),
+            batch_first=self.batch_first,
+            dropout=self.dropout,
+            training=self.training,
+            backend=self.backend,
+        )
+
+
+def explain(
+    layer: Recurrent,
+    input: Tensor | PackedSequence,
+    hx: Tensor | tuple[Tensor, Tensor] | None = None,
+) -> Decision:
+    """Which backend `layer(input, hx)` would run on, by which rule, and why not on the others.
+
+    Nothing is run, and shapes are not checked. Print the result, or read its fields.
+
+    Args:
+        layer: a `fastrnn.RNN` or `fastrnn.LSTM`.
+        input: as for the call.
+        hx: as for the call.
+
+    Raises:
+        TypeError: `layer` is none of fastrnn's.
+        BackendError: no backend can run the call, or none of those that were named.
+    """
+    if not isinstance(layer, Recurrent):
+        raise TypeError(f"layer should be a fastrnn.RNN or LSTM, got: {type(layer).__name__}")
+    states = (hx,) if isinstance(hx, Tensor) else hx or ()
+    batch_sizes = None
+    if isinstance(input, PackedSequence):
+        input, batch_sizes, *_ = input
+        states = states or (input.new_empty(0, int(batch_sizes[0]), 0),)
+    elif input.dim() == 2:
+        input = input.unsqueeze(0 if layer.batch_first else 1)
+    request = make_request(
+        layer._spec,
+        input,
+        batch_sizes,
+        states,
+        layer._weights(),
+        layer.batch_first,
+        layer.dropout,
+        layer.training,
+    )
+    return decide(request, layer.backend)
+
+
+def _check_type(name: str, value: object, kind: type) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} should be of type {kind.__name__}, got: {type(value).__name__}")
+
+
+def _parameter_names(spec: Spec) -> tuple[str, ...]:
+    """Torch's names of the parameters, flat, in torch's order."""
+    kinds = ["weight_ih", "weight_hh"]
+    kinds += ["bias_ih", "bias_hh"] if spec.bias else []
+    kinds += ["weight_hr"] if spec.proj_size else []
+    return tuple(
+        f"{kind}_l{layer}{suffix}"
+        for layer in range(spec.num_layers)
+        for suffix in ("", "_reverse")[: spec.directions]
+        for kind in kinds
+    )
+
+
+def _parameter_shape(spec: Spec, name: str) -> tuple[int, ...]:
+    kind, slot = name.rsplit("_l", maxsplit=1)
+    rows = spec.gates * spec.hidden_size
+    if kind == "weight_ih":
+        first = slot in ("0", "0_reverse")
+        return (rows, spec.input_size if first else spec.state_size * spec.directions)
+    if kind == "weight_hh":
+        return (rows, spec.state_size)
+    if kind == "weight_hr":
+        return (spec.proj_size, spec.hidden_size)
+    return (rows,)
+
+
+def _is_for_cudnn(weight: object) -> bool:
+    return (
+        isinstance(weight, Tensor) and weight.is_cuda and torch.backends.cudnn.is_acceptable(weight)
+    )
+
+
+def _flatten(mode: str, spec: Spec, batch_first: bool, weights: list[Tensor]) -> None:
+    """Make every weight a view of one new block of memory, in the order cuDNN expects."""
+    same_dtype = len({weight.dtype for weight in weights}) == 1
+    # weights that alias must not be given memory of their own: they would stop being tied
+    distinct = len({weight.data_ptr() for weight in weights}) == len(weights)
+    if not (same_dtype and distinct and torch._use_cudnn_rnn_flatten_weight()):
+        return
+    with torch.cuda.device_of(weights[0]), torch.no_grad():
+        torch._cudnn_rnn_flatten_weight(
+            weights,
+            len(weights) // (spec.num_layers * spec.directions),
+            spec.input_size,
+            torch.backends.cudnn.rnn.get_cudnn_mode(mode),
+            spec.hidden_size,
+            spec.proj_size,
+            spec.num_layers,
+            batch_first,
+            spec.bidirectional,
+        )

@@ -1,0 +1,1 @@
+raise OSError("libaccelerator.so: cannot open shared object file")

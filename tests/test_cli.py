@@ -1,0 +1,371 @@
+"""The command line: data on stdout, everything else on stderr, and no traceback for users."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastrnn
+from fastrnn import cli, dispatch, doctor, plugins, tables
+from fastrnn.hookspecs import hookimpl
+from fastrnn.progress import Progress
+from fastrnn_reference.backend import ReferenceBackend
+
+ROOT = Path(__file__).parent.parent
+SIZES = ["--T", "3", "--B", "2", "--H", "4", "--repeats", "2"]
+BENCH = ["bench", "--cell", "lstm", *SIZES]
+
+
+class Broken(ReferenceBackend):
+    name = "broken"
+    summary = "for tests"
+    here: tuple[str, ...] = ()
+
+    def unavailable(self):
+        return list(self.here)
+
+    def recurrence_forward(self, gates_x, weight_hh, layer):
+        output, *rest = super().recurrence_forward(gates_x, weight_hh, layer)
+        return (output + 1e-3, *rest)
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """A plugin whose backend is wrong, registered for one test."""
+    monkeypatch.delenv("FASTRNN_DISABLE_PLUGINS", raising=False)
+    plugins.reset()
+
+    class Plugin:
+        @hookimpl
+        def fastrnn_backends(self):
+            return [Broken()]
+
+    plugins.register(Plugin(), name="breaker")
+    yield
+    plugins.reset()
+
+
+@pytest.fixture
+def run(capsys):
+    """Run the command in this process."""
+
+    def run(*arguments):
+        try:
+            code = cli.main(arguments)
+        except SystemExit as end:
+            code = end.code
+        return (code, *capsys.readouterr())
+
+    return run
+
+
+def test_it_is_a_module_and_says_its_version():
+    done = subprocess.run(
+        [sys.executable, "-m", "fastrnn", "--version"], capture_output=True, text=True, check=True,
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sys.path))},
+    )  # fmt: skip
+    assert done.stdout == f"fastrnn {fastrnn.__version__}\n"
+
+
+def test_a_reader_that_leaves_is_no_error():
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sys.path))}
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write) as pipe:
+        done = subprocess.run(
+            [sys.executable, "-m", "fastrnn", "backends"], stdout=pipe, stderr=subprocess.PIPE,
+            text=True, check=False, cwd=ROOT, env=environment,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_backends(run, broken, monkeypatch):
+    monkeypatch.setattr(Broken, "here", ("no magic",))
+    code, out, err = run("backends")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines[2:]] == ["reference", "aten", "triton", "broken"]
+    assert f"fastrnn {fastrnn.__version__}" in lines[2]
+    assert "breaker" in lines[5]
+    assert "no: no magic" in lines[5]
+    code, out, err = run("backends", "--json")
+    found = json.loads(out)
+    assert (code, err) == (0, "")
+    assert found[3] == {
+        "name": "broken", "plugin": "breaker", "distribution": "", "version": "",
+        "summary": "for tests", "available": False, "reasons": ["no magic"],
+    }  # fmt: skip
+    assert found[0]["available"]
+
+
+def test_a_backend_whose_check_raises_is_listed(run, broken, monkeypatch):
+    def unavailable(self):
+        raise OSError("gone")
+
+    monkeypatch.setattr(Broken, "unavailable", unavailable)
+    assert "no: it raised OSError: gone" in run("backends")[1]
+
+
+def test_plugins_says_why_one_was_not_loaded(run, monkeypatch):
+    monkeypatch.setitem(plugins.BUILTINS, "triton", "fastrnn_no_such_module")
+    monkeypatch.setenv("FASTRNN_DISABLE_PLUGINS", "aten")
+    plugins.reset()
+    try:
+        code, out, err = run("plugins")
+        again = run("plugins", "--json")
+    finally:
+        plugins.reset()
+    assert code == 0
+    assert err.startswith("fastrnn: warning: plugin 'triton' of fastrnn ")
+    assert err.count("\n") == 1
+    states = [line.split()[3] for line in out.splitlines()[2:]]
+    assert states == ["loaded", "disabled", "failed"]
+    assert "its import raised ModuleNotFoundError" in out
+    assert again[2] == ""  # once
+    assert [record["state"] for record in json.loads(again[1])] == states
+
+
+def test_a_plugins_warning_is_no_error_even_if_warnings_are(run, monkeypatch):
+    monkeypatch.setenv("FASTRNN_DISABLE_PLUGINS", "reference")
+    plugins.reset()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            code, _, err = run("backends")
+    finally:
+        plugins.reset()
+    assert (code, err.count("cannot be disabled")) == (0, 1)
+
+
+def test_explain(run):
+    code, out, err = run("explain", "--T", "10", "--B", "4", "--I", "3", "--H", "5", "--packed")
+    assert (code, err) == (0, "")
+    first, second, *rest = out.splitlines()
+    assert first == (
+        "request: lstm T=10 B=4 I=3 H=5, float32 on cpu, variable lengths, forward only, eval mode"
+    )
+    assert second.endswith("(lowest estimated cost)")
+    assert len(rest) == 3
+
+
+def test_explain_is_what_a_call_decides(run):
+    out = run("explain", "--T", "3", "--B", "2", "--I", "3", "--H", "4", "--json")[1]
+    explained = json.loads(out)
+    seen = []
+    original = fastrnn.functional.decide
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fastrnn.functional, "decide", lambda *a: seen.append(original(*a)) or seen[0])
+        with torch.no_grad():
+            fastrnn.LSTM(3, 4).eval()(torch.randn(3, 2, 3))
+    assert {**seen[0].request._asdict(), "dtype": "torch.float32"} == explained["request"]
+    assert seen[0].backend == explained["backend"]
+
+
+def test_explain_for_a_device_that_is_not_here(run):
+    options = "--device cuda --arch gfx942 --dtype float16 --mode train --bidirectional --json"
+    code, out, err = run("explain", *options.split())
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert found["request"]["arch"] == "gfx942"
+    assert found["request"]["needs_grad"]
+    assert found["request"]["threads"] == 0
+    reasons = {candidate["name"]: candidate["reasons"] for candidate in found["candidates"]}
+    assert reasons == {"reference": [], "aten": [], "triton": []}  # whatever is missing here
+    out = run("explain", "--device", "cuda", "--arch", "sm_90", "--cell", "rnn_sigmoid")[1]
+    assert "backend: triton (lowest estimated cost)" in out
+    assert "(as on a machine that has such a device" in out
+
+
+def test_explain_with_a_backend_that_cannot_run(run):
+    code, out, err = run("explain", "--backend", "aten", "--cell", "rnn_sigmoid")
+    assert (code, out) == (1, "")
+    assert err.startswith("fastrnn: error: backend 'aten' (from argument) cannot run this request")
+    assert "- aten: cannot run: torch has no rnn_sigmoid" in err
+    assert "Traceback" not in err
+    code, out, _ = run("explain", "--backend", "aten,auto", "--cell", "rnn_sigmoid")
+    assert (code, "backend: reference" in out) == (0, True)
+
+
+def test_explain_of_a_compiled_call_knows_no_sizes(run):
+    out = run("explain", "--compile")[1]
+    assert "T=any B=any" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ("", "the following arguments are required: COMMAND"),
+        ("expalin", "argument COMMAND: invalid choice: 'expalin' (choose from"),
+        ("explain --T 0", "argument --T: got '0', expected an integer of at least 1"),
+        ("explain --T 1e3", "argument --T: got '1e3', expected an integer of at least 1"),
+        ("explain --proj -1", "argument --proj"),
+        ("explain --proj 9 --H 8", "argument --proj: got 9, expected less than --H 8"),
+        ("explain --proj 3 --cell rnn_relu", "argument --proj: got 3 with rnn_relu, expected 0"),
+        ("explain --dropout 2", "argument --dropout: got '2', expected a number from 0 to 1"),
+        ("explain --dropout x", "argument --dropout: got 'x', expected a number from 0 to 1"),
+        ("explain --cell gru", "argument --cell: invalid choice: 'gru' (choose from"),
+        ("explain --dtype int8", "argument --dtype: invalid choice: 'int8' (choose from"),
+        ("explain --arch h100", "argument --arch: got 'h100', expected an architecture such as"),
+        ("explain --arch sm_90", "argument --arch: got sm_90, expected none with --device cpu"),
+        ("explain --backend x,auto", "argument --backend: got 'x', expected one of reference, "),
+        ("explain --frobnicate", "unrecognized arguments: --frobnicate"),
+        ("bench --T 5,x", "argument --T: got 'x', expected an integer of at least 1"),
+        ("bench --cell lstm,gru", "argument --cell: got 'gru', expected one of lstm, rnn_tanh"),
+        ("bench --backends auto", "argument --backends: got 'auto', expected one of reference"),
+        ("bench --preset huge", "argument --preset: invalid choice: 'huge' (choose from"),
+        ("bench --device tpu", "argument --device: got 'tpu', expected cpu"),
+        ("bench --json no/such/x", "argument --json: got 'no/such/x', expected a file in a"),
+    ],
+)
+def test_wrong_arguments_are_one_line_that_says_what_was_expected(run, arguments, text):
+    code, out, err = run(*arguments.split())
+    assert (code, out) == (2, "")
+    assert err.startswith("fastrnn")
+    assert f": error: {text}" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU whose architecture is known")
+def test_explain_for_cuda_needs_an_architecture(run):
+    code, _, err = run("explain", "--device", "cuda")
+    assert code == 2
+    assert "argument --arch: got nothing and no GPU is here, expected one such as sm_90" in err
+
+
+def test_doctor(run):
+    code, out, err = run("doctor")
+    assert (code, err) == (0, "")
+    for topic in ("torch", "triton", "python", "numpy", "pluggy", "gpu", "cpu", "onednn"):
+        assert f"] {topic}: " in out
+    assert "[ok] backend reference: works: " in out
+
+
+def test_doctor_json(run):
+    code, out, _ = run("doctor", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found["usable"] is True
+    assert found["environment"]["torch"] == torch.__version__
+    assert {finding["topic"] for finding in found["findings"]} >= {"gpu", "backend aten"}
+
+
+def test_doctor_says_what_to_do(run, broken, monkeypatch):
+    out = run("doctor")[1]
+    lines = out.splitlines()
+    place = next(i for i, line in enumerate(lines) if "backend broken" in line)
+    assert lines[place].startswith("[!!] backend broken: WRONG RESULTS on ")
+    assert "Do not use it" in lines[place + 1]
+    monkeypatch.setattr(Broken, "here", ("no magic",))
+    assert "[!!] backend broken: not available here: no magic" in run("doctor")[1]
+    monkeypatch.setattr(Broken, "here", ())
+    monkeypatch.setattr(Broken, "can_run", lambda self, request: ["too small"])
+    dispatch.clear_cache()
+    assert "broken: cannot run: too small" in run("doctor")[1]
+    monkeypatch.setattr(Broken, "can_run", lambda self, request: [])
+    dispatch.clear_cache()
+    monkeypatch.setattr(Broken, "recurrence_forward", lambda self, *a: 1 / 0)
+    assert "[!!] backend broken: failed on " in run("doctor")[1]
+    monkeypatch.setattr(doctor, "_triton_version", lambda: None)
+    assert "[!!] triton: not installed\n     Needed on GPUs only" in run("doctor")[1]
+
+
+def test_doctor_fails_without_a_backend_that_works(run, monkeypatch):
+    monkeypatch.setattr(
+        doctor, "try_backend", lambda b: doctor.Finding(f"backend {b.name}", "no", False, "x")
+    )
+    code, _, err = run("doctor")
+    assert (code, err) == (1, "fastrnn: error: no backend works here\n")
+    code, out, _ = run("doctor", "--json")
+    assert (code, json.loads(out)["usable"]) == (1, False)
+
+
+def test_bench(run, tmp_path):
+    files = "--json", str(tmp_path / "a.json"), "--csv", str(tmp_path / "a.csv")
+    threads = torch.get_num_threads()
+    more = threads + 1
+    code, out, err = run(*BENCH, *files, "--threads", str(more))
+    assert code == 0
+    assert torch.get_num_threads() == threads
+    assert err.splitlines() == [
+        "[1/2] lstm forward T=3 B=2 I=4 H=4", "[2/2] lstm train T=3 B=2 I=4 H=4",
+    ]  # fmt: skip
+    assert f"float32 on cpu, {more} threads" in out
+    content = json.loads((tmp_path / "a.json").read_text())
+    assert content["settings"]["threads"] == more
+    assert content["environment"]["threads"] == more
+    with (tmp_path / "a.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["implementation"] for row in rows] == [
+        row["implementation"] for row in content["results"]
+    ]
+    assert len(rows) == 2 * (2 + len(plugins.registry().backends))
+
+
+def test_bench_fails_on_a_wrong_backend(run, broken):
+    code, out, err = run(*BENCH, "--mode", "forward", "--backends", "aten,broken")
+    assert code == 1
+    (line,) = (line for line in out.splitlines() if " broken " in line)
+    assert "WRONG: output off by 1.0e-03 of " in line
+    assert " -  " in line  # no time
+    assert "fastrnn: error: broken wrong on lstm forward" in err
+    assert "Traceback" not in err
+
+
+def test_bench_fails_on_a_named_backend_that_never_runs(run):
+    code, out, err = run("bench", "--cell", "rnn_sigmoid", *SIZES, "--backends", "aten")
+    assert code == 1
+    assert "aten cannot run 2 of the cases: torch has no rnn_sigmoid" in out
+    assert "fastrnn: error: aten could run no case: torch has no rnn_sigmoid" in err
+
+
+def test_bench_with_a_file_that_cannot_be_written(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli.bench, "write_json", lambda *_: tmp_path.write_text(""))
+    code, _, err = run(*BENCH, "--json", str(tmp_path / "x"))
+    assert code == 1
+    assert err.splitlines()[-1].startswith("fastrnn: error: [Errno ")
+
+
+def test_an_interrupt_ends_it_quietly(run, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.bench, "measure", interrupt)
+    code, out, err = run(*BENCH)
+    assert (code, out, err) == (130, "", "fastrnn: interrupted\n")
+
+
+def test_progress_on_a_terminal(monkeypatch, capsys):
+    pytest.importorskip("rich")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("NO_COLOR", "1")
+    with Progress(2) as progress:
+        progress.step("one")
+        progress.step("two")
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "[1/2]" not in err
+
+
+def test_progress_without_rich(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    with Progress(1) as progress:
+        progress.step("one")
+    assert capsys.readouterr() == ("", "[1/1] one\n")
+
+
+def test_a_table():
+    assert tables.table(["a", "number"], [["long", "1"], ["x", "22"]], "lr") == (
+        "a     number\n"
+        "----  ------\n"
+        "long       1\n"
+        "x         22"
+    )  # fmt: skip
