@@ -29,6 +29,7 @@ class AtenBackend(StackBackend):
     """cuDNN, MIOpen, oneDNN, MPS or ATen's own loop, as torch chooses."""
 
     name = "aten"
+    contract = 1
     summary = "torch's own path: cuDNN, MIOpen, oneDNN, MPS or ATen's loop"
 
     def can_run(self, request: Request) -> list[str]:

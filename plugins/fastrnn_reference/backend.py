@@ -22,6 +22,7 @@ class ReferenceBackend(RecurrenceBackend):
     """Plain torch, one group and one step at a time; float64 able."""
 
     name = "reference"
+    contract = 1
     summary = "plain torch time steps and hand-written BPTT; any device, any float dtype"
 
     def can_run(self, request: Request) -> list[str]:

@@ -35,6 +35,7 @@ class TritonBackend(RecurrenceBackend):
     """Fused time steps, forward and backward; both directions of a layer in one launch."""
 
     name = "triton"
+    contract = 1
     summary = "fused Triton kernels for the time steps and for BPTT; NVIDIA and AMD GPUs"
     interleaved = True
 
