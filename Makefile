@@ -1,0 +1,69 @@
+# On a machine with Python >= 3.11, make and a network:
+#   make demo       train a character model with torch.nn.LSTM and fastrnn.LSTM, compare, benchmark
+#   make test       the tests, then the Triton kernels in Triton's interpreter
+#   make lint       ruff, ruff format, mypy
+#   make gpu-check  parity and a short benchmark on this machine's GPU; needs no network
+#   make clean      remove what these made
+# The first three install into $(VENV), once, exactly the versions in constraints.txt.
+
+PYTHON ?= python3
+VENV ?= .venv
+# More for pip: PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" makes the
+# download small on a machine without a GPU, PIP_ARGS="--no-index --find-links DIR" needs no network.
+PIP_ARGS ?=
+# More for pytest in `make test`, such as PYTEST_ARGS="-x -k lstm".
+PYTEST_ARGS ?=
+# A GPU machine often has its own PyTorch and no network: without $(VENV), take the Python at hand.
+GPU_PYTHON ?= $(if $(wildcard $(STAMP)),$(BIN)/python,$(PYTHON))
+GPU_ARGS ?=
+
+BIN = $(VENV)/bin
+STAMP = $(VENV)/.installed
+PIP = $(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
+
+.PHONY: help install demo test lint gpu-check clean
+
+help:
+	@sed -n 's/^#   make/  make/p' Makefile
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "fastrnn needs Python 3.11 or newer; $(PYTHON) is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12 ...")'
+	@echo "== installing into $(VENV) (once; PyTorch is large, this can take minutes)"
+	@rm -f $@
+	$(PYTHON) -m venv $(VENV)
+	@# setuptools first and pinned too: without isolation the build takes this one, not the newest
+	$(PIP) setuptools wheel
+	$(PIP) --no-build-isolation -e ".[dev]"
+	@touch $@
+
+demo: $(STAMP)
+	@echo "== the demo: torch.nn.LSTM and fastrnn.LSTM, trained side by side"
+	$(BIN)/python examples/char_lm.py --out out/char_lm.png
+	@echo "== the backends on this machine"
+	$(BIN)/python -m fastrnn backends
+	@echo "== a short benchmark"
+	$(BIN)/python -m fastrnn bench --preset quick
+
+# The interpreter must be chosen before triton is imported and stays chosen, so that its tests run
+# in a process of their own; the first run compiles the same kernels for four GPUs.
+# One thread: tests are small, and threads that wait for one another are slow on a busy machine.
+test: export OMP_NUM_THREADS ?= 1
+test: $(STAMP)
+	@echo "== the tests"
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@echo "== the Triton kernels, in Triton's interpreter"
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels/test_interpreter*.py $(PYTEST_ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+gpu-check:
+	PYTHONPATH=.:kernels:plugins$${PYTHONPATH:+:$$PYTHONPATH} $(GPU_PYTHON) -m benchmarks.gpu_check $(GPU_ARGS)
+
+clean:
+	rm -rf $(VENV) .venv-triton36 out build dist *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
