@@ -75,8 +75,7 @@ class Backend(ABC):
         """
 
 
-@dataclass(frozen=True, slots=True)
-class StackCall:
+class StackCall(NamedTuple):
     """One call of a whole stack, as torch.nn takes it."""
 
     request: Request

@@ -61,7 +61,7 @@ def run(
                 x=x,
                 weight_ih=stacked[0],
                 weight_hh=stacked[1],
-                bias=stacked[2] + stacked[3] if spec.bias else None,
+                bias=_summed_bias(own, per_direction) if spec.bias else None,
                 h0=states[0],
                 c0=states[1] if len(states) == 2 else None,
                 weight_hr=stacked[-1] if spec.proj_size else None,
@@ -79,6 +79,16 @@ def run(
         if c_last is not None:
             c_n.append(c_last)
     return (x, _join(h_n), _join(c_n)) if c_n else (x, _join(h_n))
+
+
+def _summed_bias(own: Sequence[Tensor], per_direction: int) -> Tensor:
+    """b_ih + b_hh of every direction, (G, K*H).
+
+    Added before they are stacked: the gradients of a sum of stacked biases would be two views of
+    one memory, and whoever scales or clips gradients in place would do so twice.
+    """
+    pairs = zip(own[2::per_direction], own[3::per_direction], strict=True)
+    return _stack([b_ih + b_hh for b_ih, b_hh in pairs])
 
 
 def _stack(per_group: Sequence[Tensor]) -> Tensor:

@@ -142,3 +142,29 @@ def test_inputs_are_not_written_to() -> None:
         assert torch.equal(b, t)
     # and what comes out is nobody else's memory
     assert h_n.untyped_storage().data_ptr() != output.untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize("backend", ["reference", "aten"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("num_layers", [1, 2])
+@pytest.mark.parametrize(("cell", "proj"), [("lstm", 0), ("lstm", 2), ("rnn_tanh", 0)])
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+def test_no_two_gradients_share_memory(
+    cell: str, proj: int, num_layers: int, bidirectional: bool, backend: str
+) -> None:
+    """Clipping and unscaling work in place: a shared gradient would be scaled twice."""
+    spec = Spec(cell, 3, 4, proj, num_layers, True, bidirectional)
+    problem = testing.random_problem(spec, 5, 2)
+    assert problem.hx is not None
+    leaves = [t.clone().requires_grad_() for t in (problem.x, *problem.hx, *problem.weights)]
+    x, hx, weights = leaves[0], leaves[1 : 1 + len(problem.hx)], leaves[1 + len(problem.hx) :]
+    output, _ = functional.run(
+        spec, x, tuple(hx) if cell == "lstm" else hx[0], weights, batch_first=False, dropout=0.0,
+        training=True, backend=backend,
+    )  # fmt: skip
+    output.sum().backward()
+    before = [leaf.grad.clone() for leaf in leaves]
+    for leaf in leaves:
+        leaf.grad.mul_(2)
+    for leaf, grad in zip(leaves, before, strict=True):
+        assert torch.equal(leaf.grad, 2 * grad)
