@@ -2,18 +2,23 @@
 
     python -m benchmarks.auto_cpu --threads 1 --out benchmarks/results/cpu/FILE.json
 
-Every round runs torch.nn's layer, fastrnn's with the same weights, and torch.nn's once more, in
-an order that rotates; figures are medians of the ratios within rounds. The second run of torch.nn
-against the first says how far a ratio can be off by noise alone. A case counts as behind if its
-ratio is above 1.03 and its excess over 1 is more than twice the noise of its case.
+Every round runs two layers of torch.nn and two of fastrnn, all with the same values in weights of
+their own, in random order: whoever shares memory, or runs more often, finds more in the caches.
+Figures are medians over rounds: `ratio` of the geometric means, `noise` of one torch.nn to the
+other, which is how far a ratio can be off for no reason. A case that looks behind is measured
+twice more with new layers, since where memory happens to lie counts for some per cent, and the
+median of the three ratios stands. A case is behind if that is above 1.03 and its excess over 1
+more than twice its noise.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import itertools
 import json
 import math
+import random
 import statistics
 import sys
 import time
@@ -52,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     rows = []
     for values in itertools.product(*GRID.values()):
         case = dict(zip(GRID, values, strict=True))
-        row = {**case, **measure(case, options.seconds)}
+        row = {**case, **measure_again_if_behind(case, options.seconds)}
         rows.append(row)
         print(line(row), flush=True)
     behind = [row for row in rows if row["behind"]]
@@ -67,31 +72,45 @@ def main(arguments: list[str] | None = None) -> int:
     return int(bool(behind))
 
 
+def measure_again_if_behind(case: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """The first measurement, or the middle one of three where the first looks behind."""
+    found = [measure(case, seconds)]
+    while found[0]["behind"] and len(found) < 3:
+        found.append(measure(case, seconds))
+    middle = sorted(found, key=lambda row: row["ratio"])[len(found) // 2]
+    return {**middle, "ratios": [row["ratio"] for row in found]}
+
+
 def measure(case: dict[str, Any], seconds: float) -> dict[str, Any]:
     """Ratios of `auto` and of torch.nn itself to torch.nn, and which backend `auto` took."""
     torch.manual_seed(0)
     size, training = case["H"], case["mode"] == "train"
-    theirs = (nn.LSTM if case["cell"] == "lstm" else nn.RNN)(size, size).train(training)
-    ours = (fastrnn.LSTM if case["cell"] == "lstm" else fastrnn.RNN)(size, size).train(training)
-    ours.load_state_dict(theirs.state_dict())
+    theirs, ours = (nn.LSTM, fastrnn.LSTM) if case["cell"] == "lstm" else (nn.RNN, fastrnn.RNN)
+    modules = [kind(size, size).train(training) for kind in (theirs, ours, theirs, ours)]
+    for module in modules[1:]:
+        module.load_state_dict(modules[0].state_dict())
     x = torch.randn(case["T"], case["B"], size)
     with torch.set_grad_enabled(training):
-        backend = fastrnn.explain(ours, x).backend
-    calls = [call(theirs, x, training), call(ours, x, training), call(theirs, x, training)]
+        backend = fastrnn.explain(modules[1], x).backend
+    calls = [call(module, x, training) for module in modules]
     for function in calls * 2:
         function()
     once = min(sample(calls[0], 1) for _ in range(3))
     count = max(1, math.ceil(SAMPLE_SECONDS / once))
-    rounds = max(7, min(200, round(seconds / (3 * once * count))))
+    rounds = max(7, min(200, round(seconds / (4 * once * count))))
     ratios: list[tuple[float, float]] = []
     base = []
-    for index in range(rounds):
-        times = [0.0] * 3
-        for place in range(3):
-            which = (index + place) % 3
+    order = random.Random(0)
+    gc.collect()
+    gc.disable()  # a collection would fall into somebody's sample
+    for _ in range(rounds):
+        times = [0.0] * 4
+        for which in order.sample(range(4), 4):
             times[which] = sample(calls[which], count)
         base.append(times[0])
-        ratios.append((times[1] / times[0], times[2] / times[0]))
+        ratio = math.sqrt(times[1] * times[3] / (times[0] * times[2]))
+        ratios.append((ratio, times[2] / times[0]))
+    gc.enable()
     ratio = statistics.median(r for r, _ in ratios)
     noise = abs(statistics.median(n for _, n in ratios) - 1)
     return {

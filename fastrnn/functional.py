@@ -155,11 +155,14 @@ def run(
     else:
         checks.check_states(spec, states, batch)
     result = _dispatch(spec, input, None, states, weights, batch_first, dropout, training, backend)
-    output, *final = result
     if unbatched:
-        output = output.squeeze(0 if batch_first else 1)
-        final = [state.squeeze(1) for state in final]
-    return output, (final[0], final[1]) if spec.cell == "lstm" else final[0]
+        output, *final = result
+        result = (output.squeeze(0 if batch_first else 1), *(state.squeeze(1) for state in final))
+    if spec.cell == "lstm":
+        output, h_n, c_n = result
+        return output, (h_n, c_n)
+    output, h_n = result
+    return output, h_n
 
 
 def _run_packed(
@@ -192,11 +195,12 @@ def _run_packed(
 
 def _zero_states(spec: Spec, like: Tensor, batch: int) -> tuple[Tensor, ...]:
     """Zero states in the input's dtype; h0 and c0 may be one tensor, since nobody writes to it."""
-    rows = spec.num_layers * spec.directions
-    h0 = torch.zeros(rows, batch, spec.state_size, dtype=like.dtype, device=like.device)
-    if spec.cell != "lstm":
+    cell, _, hidden_size, proj_size, num_layers, _, bidirectional = spec
+    rows = 2 * num_layers if bidirectional else num_layers
+    h0 = like.new_zeros(rows, batch, proj_size or hidden_size)
+    if cell != "lstm":
         return (h0,)
-    return (h0, h0 if not spec.proj_size else h0.new_zeros(rows, batch, spec.hidden_size))
+    return (h0, h0 if not proj_size else like.new_zeros(rows, batch, hidden_size))
 
 
 def make_request(

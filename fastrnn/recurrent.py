@@ -240,7 +240,7 @@ class Recurrent(nn.Module):
 
 
 def explain(
-    layer: Recurrent,
+    layer: nn.Module,
     input: Tensor | PackedSequence,
     hx: Tensor | tuple[Tensor, Tensor] | None = None,
 ) -> Decision:

@@ -104,7 +104,7 @@ def _kernels() -> Any:
 def _unavailable() -> list[str]:
     reasons = []
     if find_spec("triton") is None:
-        reasons.append("the package triton is not installed (Linux: pip install triton)")
+        reasons.append("the package triton is not installed; torch's GPU builds bring it")
     if not interpreted() and not torch.cuda.is_available():
         reasons.append("torch sees no CUDA or ROCm GPU here")
     return reasons
