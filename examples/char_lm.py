@@ -28,7 +28,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -421,8 +421,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
 
     inputs, _ = next(random_windows(corpus.train, args))
-    layer = cast("fastrnn.LSTM", ours.model.lstm)  # what fastrnn.convert has put there
-    decision = fastrnn.explain(layer, ours.model.embedding(inputs))
+    decision = fastrnn.explain(ours.model.lstm, ours.model.embedding(inputs))
     print(f"\nwhat ran fastrnn.LSTM, and why\n{decision}")
     own = own_backend(decision)
     if own is not None:
