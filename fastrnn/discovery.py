@@ -103,11 +103,12 @@ def third_party_entries() -> tuple[list[Entry], list[str]]:
             )
             continue
         normalised = re.sub(r"[-_.]+", "-", name).lower()
+        if normalised == _OWN_DISTRIBUTION:  # declares the built-ins, for other tools to see
+            continue
         for point in points:
-            if point.value not in BUILTINS.values():  # ours, declared for other tools to see
-                # an earlier directory on sys.path hides a later one, as it hides its modules
-                entry = Entry(PluginRecord(point.name, name, version), point)
-                entries.setdefault((normalised, point.name), entry)
+            # an earlier directory on sys.path hides a later one, as it hides its modules
+            entry = Entry(PluginRecord(point.name, name, version), point)
+            entries.setdefault((normalised, point.name), entry)
     return [entries[key] for key in sorted(entries)], problems
 
 
