@@ -1,8 +1,8 @@
 """`fastrnn bench`: is every backend right on this machine, and how fast is it?
 
 A result is compared with float64 before it is timed, and one that is out of tolerance gets no
-time. The implementations of a case take turns, one sample each, so that a machine that becomes
-slower or faster does so for all of them.
+time. The implementations of a case take turns in random order, one sample each, so that a machine
+that becomes slower or faster does so for all of them.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import csv
 import gc
 import json
 import math
+import random
 import statistics
 import time
 from dataclasses import asdict, dataclass, field
@@ -57,7 +58,7 @@ class Row:
     samples: list[float] = field(default_factory=list)
     """Seconds per call."""
     speedup: float | None = None
-    """The median of torch.nn divided by this one's."""
+    """The median over rounds of torch.nn's time divided by this one's in the same round."""
 
     @property
     def is_backend(self) -> bool:
@@ -240,8 +241,14 @@ def _take_samples(
         for _, call in timed:
             once = min(clock(call, 1) for _ in range(2))
             counts.append(max(1, math.ceil(SAMPLE_SECONDS / max(once, 1e-9))))
+        turns = list(zip(timed, counts, strict=True))
+        order = random.Random(0)
         for _ in range(repeats):
-            for (row, call), count in zip(timed, counts, strict=True):
+            # whoever follows a like implementation finds its code in the caches: nobody always
+            # does, and the first call of a sample, which pays for the others', is not counted
+            order.shuffle(turns)
+            for (row, call), count in turns:
+                call()
                 row.samples.append(clock(call, count))
     finally:
         if collecting:
@@ -267,10 +274,11 @@ def _cuda_seconds(call: Callable[[], object], count: int) -> float:
 
 
 def _compare(rows: Iterable[Row]) -> None:
-    medians = {row.implementation: quantiles[1] for row in rows if (quantiles := row.quantiles())}
+    (baseline,) = [row.samples for row in rows if row.implementation == BASELINE]
     for row in rows:
-        if BASELINE in medians and row.implementation in medians:
-            row.speedup = medians[BASELINE] / medians[row.implementation]
+        if baseline and row.samples:
+            pairs = zip(baseline, row.samples, strict=True)
+            row.speedup = statistics.median(theirs / own for theirs, own in pairs)
 
 
 def failures(rows: Sequence[Row], named: Sequence[str] | None) -> list[str]:
