@@ -337,6 +337,7 @@ def test_data_parallel_replica():
 
 
 DDP_PROCESS = """
+import os
 import sys
 import torch
 from torch import nn
@@ -349,8 +350,11 @@ model = nn.parallel.DistributedDataParallel(fastrnn.LSTM(4, 5, num_layers=2))
 x = torch.randn(5, 4, 4)[:, rank::2]
 model(x)[0].mean().backward()
 torch.save({name: p.grad for name, p in model.module.named_parameters()}, results)
-torch.distributed.destroy_process_group()
+torch.distributed.barrier()
+os._exit(0)
 """
+# It ends without the interpreter's teardown, in which torch's gloo threads abort the process now
+# and then: 6 of 70 runs of this program with torch.nn.LSTM, and without fastrnn imported, did.
 
 
 @pytest.mark.slow
