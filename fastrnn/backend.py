@@ -24,14 +24,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-import torch
-
+from fastrnn.products import (
+    input_gradient,
+    input_weight_gradient,
+    product,
+    project,
+    recurrent_weight_gradient,
+)
 from fastrnn.request import GATES, Cost, Request
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from torch import Tensor
 
@@ -73,6 +80,25 @@ class Backend(ABC):
 
         With `request.compiling`, `seq_len` and `batch` are None: answer for a typical size.
         """
+
+    def tune(self, request: Request, progress: Callable[[str], None]) -> None:  # noqa: B027 # optional
+        """Search the backend's own launch configurations for `request` and remember the best.
+
+        Optional. Called by `fastrnn tune`, on the machine that it tunes and before it times the
+        backend, once per problem that `can_run` accepts and not for a dry run. What it raises is
+        reported, and the backend is timed as it is.
+
+        Args:
+            request: the problem; T and B are known.
+            progress: takes a line for the user.
+        """
+
+    def forget(self) -> list[Path]:
+        """Delete what `tune` remembered on this machine, and say which files that were.
+
+        Optional. Called by `fastrnn tune --forget`.
+        """
+        return []
 
 
 class StackCall(NamedTuple):
@@ -240,14 +266,12 @@ class RecurrenceBackend(LayerBackend):
     matrix product; dx, dW_ih, dW_hh and db follow from `d_gates` after it, one product each.
     """
 
-    interleaved: ClassVar[bool] = False
-    """How gate columns and weight rows are ordered: all of i, then f, g, o (False, as torch
-    stores them), or the gates of unit 0, then of unit 1, ... (True). Permuting the weights once
-    a call gives the second without touching an activation."""
-
     @abstractmethod
     def recurrence_forward(self, gates_x: Tensor, weight_hh: Tensor, layer: Layer) -> LayerOutput:
-        """Run the time loop over gates_x (T, B, G, K*H) with weight_hh (G, K*H, P)."""
+        """Run the time loop over gates_x (T, B, G, K*H) with weight_hh (G, K*H, P).
+
+        Gates are ordered as torch orders them: all units of i, then of f, g and o.
+        """
 
     @abstractmethod
     def recurrence_backward(
@@ -260,6 +284,23 @@ class RecurrenceBackend(LayerBackend):
         wanted: Wanted,
     ) -> Recurrence:
         """Backpropagate through the time loop; of `wanted`, h0, c0 and weight_hr matter here."""
+
+    def matmul(self, a: Tensor, b: Tensor, add: Tensor | None = None, *, precision: str) -> Tensor:
+        """Return a @ b (+ add): every matrix product around the time loop comes through here.
+
+        torch's, in the precision that torch is set to for products; override it to heed
+        `precision`.
+
+        Args:
+            a: (..., M, K), or (G, M, K) if b is batched; any strides.
+            b: (K, N) or (G, K, N); any strides.
+            add: (N,), or (M, N) if a is a matrix, or (G, 1, N) if b is batched.
+            precision: `Layer.precision`.
+
+        Returns:
+            (..., M, N) or (G, M, N).
+        """
+        return product(a, b, add)
 
     def saved_like(self, layer: Layer) -> tuple[Tensor, ...]:
         """Activated gates (T, B, G, K*H) and cells (T, B, G, H) for an LSTM, else nothing."""
@@ -274,11 +315,9 @@ class RecurrenceBackend(LayerBackend):
 
     def layer_forward(self, layer: Layer) -> LayerOutput:
         """Project the inputs of all steps at once, then run the time loop."""
-        weight_ih, weight_hh, bias = layer.weight_ih, layer.weight_hh, layer.bias
-        if self.interleaved and layer.gates > 1:
-            weight_ih, weight_hh = (interleave(w, layer.gates) for w in (weight_ih, weight_hh))
-            bias = None if bias is None else interleave(bias, layer.gates)
-        return self.recurrence_forward(project(layer.x, weight_ih, bias), weight_hh, layer)
+        multiply = partial(self.matmul, precision=layer.precision)
+        gates_x = project(layer.x, layer.weight_ih, layer.bias, multiply)
+        return self.recurrence_forward(gates_x, layer.weight_hh, layer)
 
     def layer_backward(
         self,
@@ -289,25 +328,18 @@ class RecurrenceBackend(LayerBackend):
         wanted: Wanted,
     ) -> LayerGradients:
         """Run the time loop backwards, then form the weight gradients as one product each."""
-        weight_ih, weight_hh = layer.weight_ih, layer.weight_hh
-        reorder = self.interleaved and layer.gates > 1
-        if reorder:
-            weight_ih, weight_hh = (interleave(w, layer.gates) for w in (weight_ih, weight_hh))
         d_gates, d_h0, d_c0, d_weight_hr = self.recurrence_backward(
-            grad, weight_hh, layer, output, saved, wanted
+            grad, layer.weight_hh, layer, output, saved, wanted
         )
-        d_weight_ih = input_weight_gradient(d_gates, layer.x) if wanted.weight_ih else None
-        d_weight_hh = None
+        multiply = partial(self.matmul, precision=layer.precision)
+        d_weight_ih = d_weight_hh = None
+        if wanted.weight_ih:
+            d_weight_ih = input_weight_gradient(d_gates, layer.x, multiply)
         if wanted.weight_hh:
-            d_weight_hh = recurrent_weight_gradient(d_gates, output, layer)
+            d_weight_hh = recurrent_weight_gradient(d_gates, output, layer, multiply)
         d_bias = d_gates.sum((0, 1)) if wanted.bias else None
-        if reorder:
-            d_weight_ih, d_weight_hh, d_bias = (
-                None if d is None else deinterleave(d, layer.gates)
-                for d in (d_weight_ih, d_weight_hh, d_bias)
-            )
         return LayerGradients(
-            x=input_gradient(d_gates, weight_ih, layer.x) if wanted.x else None,
+            x=input_gradient(d_gates, layer.weight_ih, layer.x, multiply) if wanted.x else None,
             weight_ih=d_weight_ih,
             weight_hh=d_weight_hh,
             bias=d_bias,
@@ -315,80 +347,3 @@ class RecurrenceBackend(LayerBackend):
             c0=d_c0 if wanted.c0 else None,
             weight_hr=d_weight_hr if wanted.weight_hr else None,
         )
-
-
-def interleave(weight: Tensor, gates: int) -> Tensor:
-    """Reorder rows (G, K*H, ...) from all-of-a-gate to all-of-a-unit; a copy of the weight."""
-    groups, rows = weight.shape[:2]
-    by_gate = weight.reshape(groups, gates, rows // gates, *weight.shape[2:])
-    return by_gate.transpose(1, 2).reshape(weight.shape)
-
-
-def deinterleave(weight: Tensor, gates: int) -> Tensor:
-    """The inverse of `interleave`."""
-    groups, rows = weight.shape[:2]
-    by_unit = weight.reshape(groups, rows // gates, gates, *weight.shape[2:])
-    return by_unit.transpose(1, 2).reshape(weight.shape)
-
-
-def project(x: Tensor, weight_ih: Tensor, bias: Tensor | None) -> Tensor:
-    """W_ih x + b for every step and group as one product: (T, B, G, K*H).
-
-    With inputs of their own per group (x of four dims) it is one batched product, and the result
-    is a view whose group dimension is outermost in memory.
-    """
-    groups, rows, _ = weight_ih.shape
-    if x.dim() == 3:
-        flat_bias = None if bias is None else bias.flatten()
-        gates_x = torch.nn.functional.linear(x, weight_ih.flatten(0, 1), flat_bias)
-        return gates_x.view(*x.shape[:2], groups, rows)
-    steps, batch = x.shape[:2]
-    by_group = x.permute(2, 0, 1, 3).reshape(groups, steps * batch, -1)
-    if bias is None:
-        gates_x = torch.bmm(by_group, weight_ih.mT)
-    else:
-        gates_x = torch.baddbmm(bias.unsqueeze(1), by_group, weight_ih.mT)
-    return gates_x.view(groups, steps, batch, rows).permute(1, 2, 0, 3)
-
-
-def input_gradient(d_gates: Tensor, weight_ih: Tensor, x: Tensor) -> Tensor:
-    """dL/dx(t) = W_ih^T dgates(t), summed over the groups that share x."""
-    if x.dim() == 3:
-        return d_gates.flatten(2) @ weight_ih.flatten(0, 1)
-    return torch.einsum("tbgk,gki->tbgi", d_gates, weight_ih)
-
-
-def input_weight_gradient(d_gates: Tensor, x: Tensor) -> Tensor:
-    """dL/dW_ih = sum over t of dgates(t) x(t)^T: (G, K*H, I)."""
-    groups, rows = d_gates.shape[2:]
-    if x.dim() == 3:
-        flat = d_gates.reshape(-1, groups * rows).mT @ x.reshape(-1, x.shape[-1])
-        return flat.view(groups, rows, -1)
-    return torch.einsum("tbgk,tbgi->gki", d_gates, x)
-
-
-def recurrent_weight_gradient(d_gates: Tensor, output: Tensor, layer: Layer) -> Tensor:
-    """dL/dW_hh = sum over t of dgates(t) h(t-1)^T: (G, K*H, P).
-
-    The sum splits into the steps that follow a stored output, one product over all of them, and
-    each row's first step, which follows h0.
-    """
-    steps, batch = d_gates.shape[:2]
-    total = []
-    for group, reverse in enumerate(layer.reverse):
-        d_group, h = d_gates[:, :, group], output[:, :, group]
-        later, earlier = (d_group[:-1], h[1:]) if reverse else (d_group[1:], h[:-1])
-        if not reverse or layer.lengths is None:
-            first = d_group[-1 if reverse else 0]
-        else:
-            last_step = (layer.lengths - 1).clamp(min=0)
-            first = d_group[last_step, torch.arange(batch, device=last_step.device)]
-        d_weight = first.mT @ layer.h0[group]
-        if steps > 1:
-            d_weight = torch.addmm(
-                d_weight,
-                later.reshape(-1, later.shape[-1]).mT,
-                earlier.reshape(-1, earlier.shape[-1]),
-            )
-        total.append(d_weight)
-    return torch.stack(total)

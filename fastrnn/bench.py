@@ -7,12 +7,15 @@ that becomes slower or faster does so for all of them.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gc
 import json
 import math
+import os
 import random
 import statistics
+import tempfile
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,16 +23,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fastrnn import testing
+from fastrnn import measured, testing
 from fastrnn.bench_cases import BASELINE, LOOP, Case, baseline, cell_loop, layer, request_of
 from fastrnn.discovery import describe
-from fastrnn.dispatch import decide
+from fastrnn.dispatch import clear_decisions, decide
 from fastrnn.doctor import environment
+from fastrnn.machine import CACHE_VARIABLE
 from fastrnn.plugins import registry
 from fastrnn.tables import table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from torch import Tensor, nn
 
@@ -74,6 +78,12 @@ class Row:
         tenths = statistics.quantiles(self.samples, n=10, method="inclusive")
         return tenths[1], tenths[4], tenths[7]
 
+    @property
+    def median(self) -> float | None:
+        """Seconds of a call; None if it was not timed."""
+        quantiles = self.quantiles()
+        return None if quantiles is None else quantiles[1]
+
     def record(self) -> dict[str, object]:
         """A flat mapping: the case's fields, then this row's."""
         rest = {key: value for key, value in asdict(self).items() if key not in ("case", "samples")}
@@ -82,6 +92,31 @@ class Row:
         if self.error is not None and not math.isfinite(self.error):
             rest["error"] = None  # JSON has no NaN; status and reason say what happened
         return {**self.case._asdict(), **rest, **times}
+
+
+@contextlib.contextmanager
+def as_installed() -> Iterator[None]:
+    """Within it, and in processes started there, nothing counts that `fastrnn tune` has stored.
+
+    Figures that are handed on are those of a fresh install. For commands: what a backend has
+    already read in this process, it may go on to use.
+    """
+    before = os.environ.get(CACHE_VARIABLE)
+    with tempfile.TemporaryDirectory(prefix="fastrnn-") as empty:
+        try:
+            os.environ[CACHE_VARIABLE] = empty
+            _read_anew()
+            yield
+        finally:
+            os.environ.pop(CACHE_VARIABLE)
+            if before is not None:
+                os.environ[CACHE_VARIABLE] = before
+            _read_anew()
+
+
+def _read_anew() -> None:
+    measured.reset()
+    clear_decisions()
 
 
 def measure(
@@ -135,8 +170,8 @@ def _measure(case: Case, backends: Sequence[str], repeats: int) -> list[Row]:
             row.status, row.reason = "cannot run", str(error)
             continue
         try:
-            _load(module, weights)
-            _check(row, _run(module, x, case.mode == "train"), truth, allowed)
+            load_weights(module, weights)
+            check_row(row, _run(module, x, case.mode == "train"), truth, allowed)
             if row.status == "ok":
                 call = _call(module, x, case.mode == "train")
                 for _ in range(WARM_UP):
@@ -144,8 +179,8 @@ def _measure(case: Case, backends: Sequence[str], repeats: int) -> list[Row]:
                 timed.append((row, call))
         except Exception as error:  # a backend's bug is a line of the table
             row.status, row.reason = "failed", f"raised {describe(error)}"
-    _take_samples(timed, repeats, case.device)
-    _compare(rows)
+    take_samples(timed, repeats, case.device)
+    compare_rows(rows)
     return rows
 
 
@@ -158,11 +193,11 @@ def _implementation(case: Case, name: str) -> nn.Module:
 def _exact(case: Case, weights: Sequence[Tensor]) -> nn.Module:
     """The truth: the reference backend in float64 on the CPU."""
     module = layer(case._replace(dtype="float64", device="cpu"), "reference")
-    _load(module, weights)
+    load_weights(module, weights)
     return module
 
 
-def _load(module: nn.Module, weights: Sequence[Tensor]) -> None:
+def load_weights(module: nn.Module, weights: Sequence[Tensor]) -> None:
     """Copy `weights`; every implementation has its parameters in torch's order."""
     with torch.no_grad():
         for parameter, weight in zip(module.parameters(), weights, strict=True):
@@ -188,7 +223,10 @@ def _run(module: nn.Module, x: Tensor, gradients: bool) -> testing.Result:
     return testing.Result(output.detach(), tuple(final.detach() for final in finals), found)
 
 
-def _check(row: Row, got: testing.Result, want: testing.Result, allowed: testing.Tolerance) -> None:
+def check_row(
+    row: Row, got: testing.Result, want: testing.Result, allowed: testing.Tolerance
+) -> None:
+    """Compare with the truth; a row that is out of tolerance says so and gets no time."""
     try:
         differences = testing.compare(got, want, allowed)
     except AssertionError as error:
@@ -229,10 +267,17 @@ def _call(module: nn.Module, x: Tensor, gradients: bool) -> Callable[[], object]
     return train
 
 
-def _take_samples(
+def take_samples(
     timed: Sequence[tuple[Row, Callable[[], object]]], repeats: int, device: str
 ) -> None:
-    clock = _cuda_seconds if torch.device(device).type == "cuda" else _seconds
+    """Time each call `repeats` times, in turns; samples go to the rows.
+
+    Args:
+        timed: rows, and what is timed for each.
+        repeats: samples of each.
+        device: where they run: CUDA events time a GPU.
+    """
+    clock = cuda_seconds if torch.device(device).type == "cuda" else _seconds
     collecting = gc.isenabled()
     gc.collect()
     gc.disable()  # a collection would fall into somebody's sample
@@ -262,7 +307,8 @@ def _seconds(call: Callable[[], object], count: int) -> float:
     return (time.perf_counter() - begin) / count
 
 
-def _cuda_seconds(call: Callable[[], object], count: int) -> float:
+def cuda_seconds(call: Callable[[], object], count: int) -> float:
+    """Seconds per call of `count` calls in a row, by events of the current CUDA stream."""
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     torch.cuda.synchronize()
     begin.record()
@@ -273,7 +319,8 @@ def _cuda_seconds(call: Callable[[], object], count: int) -> float:
     return float(begin.elapsed_time(end)) / 1e3 / count
 
 
-def _compare(rows: Iterable[Row]) -> None:
+def compare_rows(rows: Iterable[Row]) -> None:
+    """Set the speed-up of each row, of one case, over torch.nn."""
     (baseline,) = [row.samples for row in rows if row.implementation == BASELINE]
     for row in rows:
         if baseline and row.samples:

@@ -201,3 +201,9 @@ def request_of(case: Case, x: Tensor, weights: Sequence[Tensor]) -> Request:
     with torch.set_grad_enabled(training):
         states = (x.new_zeros(case.layers * case.spec.directions, case.B, case.H),)
         return make_request(case.spec, x, None, states, weights, False, 0.0, training)
+
+
+def request_for(case: Case) -> Request:
+    """`request_of` without the memory that the input and the weights take."""
+    x = torch.empty((), dtype=case.torch_dtype, device=case.device).expand(case.T, case.B, case.I)
+    return request_of(case, x, [x.new_empty(0).requires_grad_()])

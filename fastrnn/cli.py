@@ -6,35 +6,29 @@ arguments.
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import os
-import re
 import sys
 import warnings
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO
 
 import torch
 
-from fastrnn import bench, bench_cases, doctor
+from fastrnn import cli_bench, cli_common, doctor
 from fastrnn._version import __version__
+from fastrnn.cli_common import EXAMPLE_ARCHS, Parser, integer, print_json
 from fastrnn.dispatch import AUTO, BackendError, decide
 from fastrnn.plugins import PluginWarning, registry
 from fastrnn.precision import arch_of, float32_precision
-from fastrnn.progress import Progress
 from fastrnn.request import GATES, Decision, Request
 from fastrnn.tables import table
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Sequence
 
-_T = TypeVar("_T")
-_DTYPES = ("float32", "float16", "bfloat16", "float64")
 _DEVICES = ("cpu", "cuda", "mps", "xpu", "meta")
-_EXAMPLE_ARCHS = "such as sm_90 or gfx942"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -80,19 +74,12 @@ def _show_warning(
     print(text, end="", file=file or sys.stderr)
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage before it."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
-
-
-def _parser() -> _Parser:
-    parser = _Parser(prog="fastrnn", description="Backends of fastrnn: which, why, how fast.")
+def _parser() -> Parser:
+    parser = Parser(prog="fastrnn", description="Backends of fastrnn: which, why, how fast.")
     parser.add_argument("--version", action="version", version=f"fastrnn {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[[argparse.Namespace], int], help: str) -> _Parser:
+    def command(name: str, run: Callable[[argparse.Namespace], int], help: str) -> Parser:
         added = commands.add_parser(name, help=help, description=help)
         added.set_defaults(command=run, parser=added)
         return added
@@ -104,12 +91,15 @@ def _parser() -> _Parser:
     for listing in (backends, plugins, doctor_, explain):
         listing.add_argument("--json", action="store_true", help="print JSON")
     _add_explain_arguments(explain)
-    _add_bench_arguments(command("bench", _bench, "check and time the backends on this machine"))
+    what = "check and time the backends on this machine"
+    cli_bench.add_bench_arguments(command("bench", cli_bench.run_bench, what))
+    what = "time the backends and let auto go by that from now on"
+    cli_bench.add_tune_arguments(command("tune", cli_bench.run_tune, what))
     return parser
 
 
-def _add_explain_arguments(parser: _Parser) -> None:
-    size = _integer(1)
+def _add_explain_arguments(parser: Parser) -> None:
+    size = integer(1)
     parser.add_argument("--cell", choices=tuple(GATES), default="lstm")
     parser.add_argument("--T", type=size, default=100, metavar="N", help="steps")
     parser.add_argument("--B", type=size, default=32, metavar="N", help="rows of the batch")
@@ -117,39 +107,20 @@ def _add_explain_arguments(parser: _Parser) -> None:
     parser.add_argument("--H", type=size, default=256, metavar="N", help="hidden units")
     parser.add_argument("--layers", type=size, default=1, metavar="N")
     parser.add_argument("--bidirectional", action="store_true")
-    parser.add_argument("--proj", type=_integer(0), default=0, metavar="N", help="proj_size")
+    parser.add_argument("--proj", type=integer(0), default=0, metavar="N", help="proj_size")
     parser.add_argument("--no-bias", action="store_true")
-    parser.add_argument("--dropout", type=_probability, default=0.0, metavar="P")
-    parser.add_argument("--dtype", choices=_DTYPES, default="float32")
+    parser.add_argument("--dropout", type=cli_common.probability, default=0.0, metavar="P")
+    parser.add_argument("--dtype", choices=cli_common.DTYPES, default="float32")
     parser.add_argument("--device", choices=_DEVICES, default="cpu", help="need not be here")
-    parser.add_argument("--arch", type=_arch, help=f"of a cuda device, {_EXAMPLE_ARCHS}")
+    parser.add_argument("--arch", type=cli_common.arch, help=f"of a cuda device, {EXAMPLE_ARCHS}")
     parser.add_argument("--precision", choices=("ieee", "tf32", "tf32x3"), help="of float32")
     parser.add_argument("--threads", type=size, metavar="N", help="of the CPU")
     parser.add_argument("--mode", choices=("forward", "train"), default="forward")
     parser.add_argument("--packed", action="store_true", help="sequences of different lengths")
     parser.add_argument("--compile", action="store_true", help="as traced by torch.compile")
-    parser.add_argument("--backend", type=_preference, default=AUTO, metavar="NAME[,NAME]")
-
-
-def _add_bench_arguments(parser: _Parser) -> None:
-    presets, sizes = bench_cases.PRESETS, _comma_separated(_integer(1))
-    what = "cell, T, B and H where they are not given (default: %(default)s)"
-    parser.add_argument("--preset", choices=tuple(presets), default="quick", help=what)
-    cells = ", ".join(GATES)
-    parser.add_argument("--cell", type=_comma_separated(_cell), metavar="NAME,...", help=cells)
-    for name, what in (("T", "steps"), ("B", "rows of the batch"), ("H", "hidden units")):
-        parser.add_argument(f"--{name}", type=sizes, metavar="N,...", help=what)
-    parser.add_argument("--I", type=_integer(1), metavar="N", help="inputs (default: as H)")
-    parser.add_argument("--layers", type=_integer(1), default=1, metavar="N")
-    parser.add_argument("--bidirectional", action="store_true")
-    parser.add_argument("--dtype", choices=_DTYPES, default="float32")
-    parser.add_argument("--mode", choices=tuple(bench_cases.MODES), default="both")
-    parser.add_argument("--backends", type=_comma_separated(_backend), metavar="NAME,...")
-    parser.add_argument("--device", type=_present_device, default="cpu", metavar="cpu|cuda")
-    parser.add_argument("--threads", type=_integer(1), metavar="N", help="of the CPU")
-    parser.add_argument("--repeats", type=_integer(1), default=bench.REPEATS, metavar="N")
-    parser.add_argument("--json", type=_writable, metavar="FILE")
-    parser.add_argument("--csv", type=_writable, metavar="FILE")
+    parser.add_argument(
+        "--backend", type=cli_common.preference, default=AUTO, metavar="NAME[,NAME]"
+    )
 
 
 def _backends(options: argparse.Namespace) -> int:
@@ -168,7 +139,7 @@ def _backends(options: argparse.Namespace) -> int:
         for name, backend in current.backends.items()
     ]
     if options.json:
-        return _print_json(found)
+        return print_json(found)
     rows = [
         [
             b["name"],
@@ -186,7 +157,7 @@ def _backends(options: argparse.Namespace) -> int:
 def _plugins(options: argparse.Namespace) -> int:
     records = registry().plugins
     if options.json:
-        return _print_json([asdict(record) for record in records])
+        return print_json([asdict(record) for record in records])
     rows = [
         [
             record.name,
@@ -211,7 +182,7 @@ def _doctor(options: argparse.Namespace) -> int:
             "environment": doctor.environment(),
             "findings": [asdict(finding) for finding in findings],
         }
-        _print_json(content)
+        print_json(content)
         return 0 if usable else 1
     for finding in findings:
         print(f"[{'ok' if finding.works else '!!'}] {finding.topic}: {finding.value}")
@@ -226,7 +197,7 @@ def _explain(options: argparse.Namespace) -> int:
     here = options.device == "cpu" or (options.device == "cuda" and not options.arch)
     decision = decide(_request(options), options.backend, here=here)
     if options.json:
-        return _print_json(_decision_as_json(decision))
+        return print_json(_decision_as_json(decision))
     print(decision.explain())
     if not here:
         print("  (as on a machine that has such a device and all the packages)")
@@ -244,7 +215,7 @@ def _request(options: argparse.Namespace) -> Request:
         error(f"argument --arch: got {arch}, expected none with --device {options.device}")
     if options.device == "cuda" and not arch:
         if not torch.cuda.is_available():
-            error(f"argument --arch: got nothing and no GPU is here, expected one {_EXAMPLE_ARCHS}")
+            error(f"argument --arch: got nothing and no GPU is here, expected one {EXAMPLE_ARCHS}")
         arch = arch_of(torch.device("cuda"))
     training = options.mode == "train"
     return Request(
@@ -288,111 +259,3 @@ def _decision_as_json(decision: Decision) -> dict[str, object]:
         "request": request,
         "candidates": candidates,
     }
-
-
-def _bench(options: argparse.Namespace) -> int:
-    preset = bench_cases.PRESETS[options.preset]
-    given = {axis: getattr(options, axis) for axis in preset._fields if getattr(options, axis)}
-    cases = bench_cases.cases(
-        preset._replace(**given),
-        mode=options.mode, input_size=options.I, layers=options.layers,
-        bidirectional=options.bidirectional, dtype=options.dtype, device=options.device,
-    )  # fmt: skip
-    threads = torch.get_num_threads()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    try:
-        with Progress(len(cases)) as progress:
-            rows = bench.measure(
-                cases, backends=options.backends, repeats=options.repeats, progress=progress.step
-            )
-        print(bench.report(rows))
-        settings = {
-            key: value
-            for key, value in vars(options).items()
-            if key not in ("command", "parser", "json", "csv")
-        }
-        if options.json:
-            bench.write_json(options.json, rows, settings)
-        if options.csv:
-            bench.write_csv(options.csv, rows)
-    finally:
-        torch.set_num_threads(threads)
-    failures = bench.failures(rows, options.backends)
-    for failure in failures:
-        print(f"fastrnn: error: {failure}", file=sys.stderr)
-    return 1 if failures else 0
-
-
-def _print_json(content: object) -> int:
-    print(json.dumps(content, indent=2, allow_nan=False))
-    return 0
-
-
-def _wrong(expected: str, got: object) -> argparse.ArgumentTypeError:
-    return argparse.ArgumentTypeError(f"got {got!r}, expected {expected}")
-
-
-def _integer(least: int) -> Callable[[str], int]:
-    def integer(text: str) -> int:
-        if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) < least:
-            raise _wrong(f"an integer of at least {least}", text)
-        return int(text)
-
-    return integer
-
-
-def _probability(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1:
-        raise _wrong("a number from 0 to 1", text)
-    return value
-
-
-def _arch(text: str) -> str:
-    if not re.fullmatch(r"sm_[0-9]{2,3}|gfx[0-9a-f]{3,4}", text):
-        raise _wrong(f"an architecture {_EXAMPLE_ARCHS}", text)
-    return text
-
-
-def _cell(text: str) -> str:
-    if text not in GATES:
-        raise _wrong(f"one of {', '.join(GATES)}", text)
-    return text
-
-
-def _backend(text: str) -> str:
-    if text not in registry().backends:
-        raise _wrong(f"one of {', '.join(registry().backends)}", text)
-    return text
-
-
-def _preference(text: str) -> str:
-    for name in text.split(","):
-        if name.strip() != AUTO:
-            _backend(name.strip())
-    return text
-
-
-def _comma_separated(one: Callable[[str], _T]) -> Callable[[str], list[_T]]:
-    def several(text: str) -> list[_T]:
-        return [one(part.strip()) for part in dict.fromkeys(text.split(","))]
-
-    return several
-
-
-def _present_device(text: str) -> str:
-    if text == "cpu" or (text == "cuda" and torch.cuda.is_available()):
-        return text
-    here = "cpu or cuda" if torch.cuda.is_available() else "cpu (torch sees no GPU here)"
-    raise _wrong(here, text)
-
-
-def _writable(text: str) -> Path:
-    path = Path(text)
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise _wrong("a file in a directory that exists", text)
-    return path

@@ -3,7 +3,8 @@
 In this order: the `backend` argument, the innermost `use_backend` context, the environment
 variable FASTRNN_BACKEND, a plugin's policy hook, the lowest estimated cost. The first three name
 backends, and a named backend that cannot run the request is an error that lists every reason;
-only `auto` may choose.
+only `auto` may choose. Where `fastrnn tune` has measured all that can run a request on this
+machine, policy and cost go by what it measured.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ import math
 import os
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
+from fastrnn import measured
+from fastrnn.backend import StackBackend
 from fastrnn.plugins import registry
 from fastrnn.request import Candidate, Cost, Decision, Request, describe_candidates
 
@@ -104,7 +108,9 @@ def environment_backend() -> str | None:
 
 
 def decide(request: Request, backend: str = AUTO, *, here: bool = True) -> Decision:
-    """Choose a backend for `request`. A function of its arguments and the overrides; cached.
+    """Choose a backend for `request`; cached.
+
+    A function of its arguments, the overrides, and what was measured on this machine.
 
     Args:
         request: what the call asks for.
@@ -138,10 +144,16 @@ def decide_name(backend: str, context: str | None, *request: object) -> str:
     return _decide(Request(*request), backend, context, True).backend  # type: ignore[arg-type] # the fields of a Request
 
 
+def clear_decisions() -> None:
+    """Forget all decisions, so that they are taken anew from what is known by now."""
+    _cache.clear()
+
+
 def clear_cache() -> None:
-    """Forget all decisions and the environment's word; for tests."""
+    """Forget all decisions, the environment's word and what was measured; for tests."""
     _cache.clear()
     _environment.clear()
+    measured.reset()
 
 
 def _decide(request: Request, argument: str, context: str | None, here: bool) -> Decision:
@@ -152,6 +164,8 @@ def _decide(request: Request, argument: str, context: str | None, here: bool) ->
     )
     backends = registry().backends.values()
     candidates = tuple(_ask(backend, request, here) for backend in backends)
+    if here:
+        candidates = _with_measurements(request, candidates)
     able = {c.name: c for c in candidates if c.cost is not None}
     for rule, names in rules:
         if names is None or names == AUTO:
@@ -190,6 +204,25 @@ def _ask(backend: Backend, request: Request, here: bool) -> Candidate:
         )
     except Exception as error:  # a third party's bug must not stop the others
         return Candidate(backend.name, (f"it raised {type(error).__name__}: {error}",), None)
+
+
+def _with_measurements(
+    request: Request, candidates: tuple[Candidate, ...]
+) -> tuple[Candidate, ...]:
+    """The candidates with measured costs in place of their estimates: all of them, or none."""
+    current = registry()
+    costs = measured.lookup(request, measured.competitors(candidates, current.plugins))
+
+    def cost_of(candidate: Candidate) -> Cost | None:
+        known, estimate = costs.get(candidate.name), candidate.cost
+        if known is None or estimate is None:
+            return estimate
+        # Calls were measured, not graphs. A layer is one operator in a graph too, but a stack
+        # backend is traced into it; what it charges for that, no measurement takes away.
+        traced = request.compiling and isinstance(current.backends[candidate.name], StackBackend)
+        return max(known, estimate, key=lambda cost: cost.seconds) if traced else known
+
+    return tuple(replace(candidate, cost=cost_of(candidate)) for candidate in candidates)
 
 
 def _checked_reasons(reasons: object) -> tuple[str, ...]:

@@ -8,16 +8,16 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from fastrnn import testing
+from fastrnn import measured, testing
 from fastrnn._version import __version__
 from fastrnn.discovery import describe, one_line
 from fastrnn.dispatch import BackendError
+from fastrnn.machine import cpu_model, distribution_version, present_devices, triton_version
 from fastrnn.plugins import registry
 from fastrnn.precision import arch_of, float32_precision
 from fastrnn.request import Spec
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from fastrnn.backend import Backend
 
 _GET_TORCH = "https://pytorch.org/get-started/locally"
-# triton under its name in each kind of torch build
-_TRITONS = ("triton", "triton-rocm", "pytorch-triton-rocm", "triton-xpu", "pytorch-triton-xpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +46,11 @@ def environment() -> dict[str, object]:
         "commit": _commit(),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
-        "triton": _triton_version(),
-        "numpy": _version("numpy"),
-        "pluggy": _version("pluggy"),
+        "triton": triton_version(),
+        "numpy": distribution_version("numpy"),
+        "pluggy": distribution_version("pluggy"),
         "platform": platform.platform(),
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -85,6 +83,7 @@ def examine() -> list[Finding]:
                 f"threads, {found['cpu_capability']}")
     )  # fmt: skip
     findings += [_onednn(found), *_gpus(found), _triton(found)]
+    findings += [_measurements(*device) for device in present_devices()]
     findings += [
         Finding(f"plugin {record.name}", f"{record.state}: {record.reason}", False, record.advice())
         for record in registry().plugins
@@ -172,6 +171,22 @@ def _triton(found: dict[str, object]) -> Finding:
     return Finding("triton", str(version))
 
 
+def _measurements(device: str, arch: str) -> Finding:
+    """How many problems `fastrnn tune` has measured on a device, and how long ago."""
+    found = measured.store(device, arch)
+    assert found is not None  # the device is here
+    topic = f"measurements on {device}" + (f" ({arch})" if arch else "")
+    if found.complaint:
+        advice = "`fastrnn tune --forget` removes it, and `fastrnn tune` measures anew."
+        return Finding(topic, f"{found.path} is ignored: {found.complaint}", False, advice)
+    dates = [each.date for _, timings in found.records() for each in timings.values()]
+    if not dates:
+        return Finding(topic, "none; auto goes by estimates until `fastrnn tune` has measured")
+    count = len(list(found.records()))
+    age = datetime.now(UTC) - datetime.fromisoformat(min(dates))
+    return Finding(topic, f"{count} problems, the oldest {age.days} days ago, in {found.path}")
+
+
 def _gpu(index: int) -> dict[str, object]:
     properties = torch.cuda.get_device_properties(index)
     return {
@@ -180,26 +195,6 @@ def _gpu(index: int) -> dict[str, object]:
         "memory_gib": round(properties.total_memory / 2**30, 1),
         "multiprocessors": properties.multi_processor_count,
     }
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _triton_version() -> str | None:
-    return next((version for version in map(_version, _TRITONS) if version), None)
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:  # not Linux
-        lines = []
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
 
 
 def _nvidia_smi(field: str) -> str | None:

@@ -45,6 +45,13 @@ class Progress:
         if self._bar is None:
             print(f"[{self._done}/{self._total}] {text}", file=sys.stderr, flush=True)
 
+    def note(self, text: str) -> None:
+        """Say something about the step that has begun."""
+        if self._bar is not None:
+            self._bar.update(self._task, description=text)
+        else:
+            print(f"  {text}", file=sys.stderr, flush=True)
+
 
 def _bar() -> Any:
     try:

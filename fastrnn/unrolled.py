@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fastrnn.backend import project
+from fastrnn.products import project
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,8 +1,9 @@
-"""What all tests share: the NumPy oracle, poisoned memory, and a clean dispatcher."""
+"""What all tests share: the NumPy oracle, poisoned memory, and a dispatcher that knows nothing."""
 
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -33,10 +34,20 @@ def poisoned() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Iterator[Path]]:
+    """Directories to keep measurements in, none of them there yet, and never the user's own."""
+    base = tmp_path_factory.mktemp("caches")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FASTRNN_CACHE_DIR", str(base / "session"))  # for fixtures of modules
+        yield (base / str(number) for number in itertools.count())
+
+
 @pytest.fixture(autouse=True)
-def fresh_dispatcher(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def fresh_dispatcher(monkeypatch: pytest.MonkeyPatch, caches: Iterator[Path]) -> Iterator[None]:
     """No test sees another's decisions, nor the environment of whoever runs the tests."""
     monkeypatch.delenv("FASTRNN_BACKEND", raising=False)
+    monkeypatch.setenv("FASTRNN_CACHE_DIR", str(next(caches)))
     dispatch.clear_cache()
     yield
     dispatch.clear_cache()

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import fastrnn
-from fastrnn import cli, dispatch, doctor, plugins, tables
+from fastrnn import bench, cli, dispatch, doctor, plugins, tables
 from fastrnn.hookspecs import hookimpl
 from fastrnn.progress import Progress
 from fastrnn_reference.backend import ReferenceBackend
@@ -273,7 +273,7 @@ def test_doctor_says_what_to_do(run, broken, monkeypatch):
     dispatch.clear_cache()
     monkeypatch.setattr(Broken, "recurrence_forward", lambda self, *a: 1 / 0)
     assert "[!!] backend broken: failed on " in run("doctor")[1]
-    monkeypatch.setattr(doctor, "_triton_version", lambda: None)
+    monkeypatch.setattr(doctor, "triton_version", lambda: None)
     assert "[!!] triton: not installed\n     Needed on GPUs only" in run("doctor")[1]
 
 
@@ -327,7 +327,7 @@ def test_bench_fails_on_a_named_backend_that_never_runs(run):
 
 
 def test_bench_with_a_file_that_cannot_be_written(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli.bench, "write_json", lambda *_: tmp_path.write_text(""))
+    monkeypatch.setattr(bench, "write_json", lambda *_: tmp_path.write_text(""))
     code, _, err = run(*BENCH, "--json", str(tmp_path / "x"))
     assert code == 1
     assert err.splitlines()[-1].startswith("fastrnn: error: [Errno ")
@@ -337,7 +337,7 @@ def test_an_interrupt_ends_it_quietly(run, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.bench, "measure", interrupt)
+    monkeypatch.setattr(bench, "measure", interrupt)
     code, out, err = run(*BENCH)
     assert (code, out, err) == (130, "", "fastrnn: interrupted\n")
 

@@ -66,6 +66,7 @@ print("ran", fastrnn.__version__)
 def run(*command, cwd, **environment):
     """Run a command of this Python; its output, or a failure that shows it."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(("FASTRNN_", "PYTHON"))}
+    env["FASTRNN_CACHE_DIR"] = os.environ["FASTRNN_CACHE_DIR"]  # never the user's own
     done = subprocess.run(
         [sys.executable, *map(str, command)],
         cwd=cwd,

@@ -1,12 +1,29 @@
 """Fused recurrent kernels in Triton: Elman RNN and LSTM, forward and back through time.
 
-Of tensors, not of modules: knows nothing of backends, dispatch or `torch.nn`. Importing it imports
-Triton and touches no device. Start at `launch.forward`.
+Of tensors, not of modules: knows nothing of backends, dispatch or `torch.nn`. Importing it touches
+no device and not even Triton, which is imported with the first kernel: what fits a device and what
+it would cost (`plan`) can be asked anywhere. Start at `launch.forward`.
 """
 
-from .cells import CELLS, Cell
-from .configs import DeviceLimits, LaunchConfig, Problem, heuristic
-from .launch import BackwardResult, ForwardResult, backward, forward
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .configs import DeviceLimits, LaunchConfig, Problem, StepConfig
+from .onchip import GridConfig, ResidentConfig
+from .plan import Plan, plan
+
+if TYPE_CHECKING:
+    from .cells import CELLS, Cell
+    from .launch import BackwardResult, ForwardResult, backward, forward
+
+_NEEDS_TRITON = {
+    "CELLS": "cells",
+    "Cell": "cells",
+    "BackwardResult": "launch",
+    "ForwardResult": "launch",
+    "backward": "launch",
+    "forward": "launch",
+}
 
 __all__ = [
     "CELLS",
@@ -14,9 +31,19 @@ __all__ = [
     "Cell",
     "DeviceLimits",
     "ForwardResult",
+    "GridConfig",
     "LaunchConfig",
+    "Plan",
     "Problem",
+    "ResidentConfig",
+    "StepConfig",
     "backward",
     "forward",
-    "heuristic",
+    "plan",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NEEDS_TRITON:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_NEEDS_TRITON[name]}", __name__), name)

@@ -1,6 +1,6 @@
 """Compile kernels for a GPU without one: ``python -m fastrnn_kernels.aot --target sm_90``.
 
-Uses the heuristic's own configurations and the launcher's own compile-time arguments, so that what
+Uses the planner's own configurations and the launcher's own compile-time arguments, so that what
 compiles here is what a GPU would be given. A spill or a shared-memory overrun shows up here first.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import re
 import subprocess
 import tempfile
@@ -24,7 +25,8 @@ from triton.compiler import ASTSource
 
 from . import table
 from .cells import CELLS
-from .configs import TARGET_LIMITS, Direction, LaunchConfig, Problem, heuristic
+from .configs import TARGET_LIMITS, Direction, LaunchConfig, Problem, Regime
+from .plan import REGIMES, plan, reason_against
 from .sweep import KERNELS, constants, problem_of
 
 GPU_TARGETS = {
@@ -46,7 +48,7 @@ _TABLE_KERNELS: dict[Direction, Any] = {
     "backward": table.backward_from_table,
 }
 _INT64 = ("reverse", "stride_t", "stride_b", "stride_g")
-_INT32 = ("T", "B", "G", "t_begin", "t_end", "index")
+_INT32 = ("T", "B", "G", "t", "t_begin", "t_end", "index")
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ class Spec:
         H: hidden units.
         B: batch, which decides the configuration.
         precision: of float32 products.
-        from_table: the variant for CUDA graphs.
+        from_table: the variant for CUDA graphs, of the step regime.
+        regime: "step", "resident" or "grid".
     """
 
     cell: str
@@ -70,12 +73,13 @@ class Spec:
     B: int = 16
     precision: str = "ieee"
     from_table: bool = False
+    regime: Regime = "step"
 
     def __str__(self) -> str:
-        """As a test id: ``lstm-forward-bf16-H512-B16``."""
+        """As a test id: ``lstm-forward-bf16-H512-B16-grid``."""
         parts = [self.cell, self.direction, self.dtype, f"H{self.H}", f"B{self.B}"]
         parts += [self.precision] if self.dtype == "fp32" else []
-        return "-".join([*parts, *(["table"] if self.from_table else [])])
+        return "-".join([*parts, "table" if self.from_table else self.regime])
 
     @property
     def problem(self) -> Problem:
@@ -90,10 +94,11 @@ class Report:
     """What the compiler made of a `Spec`.
 
     Attributes:
-        config: the heuristic's choice.
+        config: the planner's choice.
         shared: bytes of shared memory of a program.
         registers: of a thread; None where the target's tools do not say.
         spilled: bytes of a thread that went to local memory; None likewise.
+        instructions: of the whole kernel.
         seconds: compile time; near zero if Triton's cache had it.
         asm: PTX or AMDGCN text.
     """
@@ -102,13 +107,25 @@ class Report:
     shared: int
     registers: int | None
     spilled: int | None
+    instructions: int
     seconds: float
     asm: str
+
+    def figures(self) -> dict[str, Any]:
+        """What is recorded: the same on every machine for one compiler."""
+        return {
+            "registers": self.registers,
+            "shared": self.shared,
+            "spilled": self.spilled,
+            "instructions": self.instructions,
+            "warps": self.config.num_warps,
+            **{name.lower(): size for name, size in self.config.blocks().items()},
+        }
 
 
 def specs(
     dtypes: Sequence[str] = ("bf16", "fp16", "fp32"),
-    sizes: Sequence[int] = (70, 128, 512, 1024),
+    sizes: Sequence[int] = (64, 70, 128, 512, 1024),
     batches: Sequence[int] = (16, 256),
     precisions: Sequence[str] = ("ieee", "tf32"),
 ) -> Iterator[Spec]:
@@ -120,15 +137,79 @@ def specs(
         for precision in precisions if dtype == "fp32" else ("ieee",):
             for from_table in (False, True):
                 yield Spec(cell, direction, dtype, H, B, precision, from_table)
+            for regime in REGIMES if direction == "forward" else ():
+                if regime != "step":
+                    yield Spec(cell, direction, dtype, H, B, precision, regime=regime)
 
 
-def compile_spec(spec: Spec, target: str) -> Report:
-    """Compile one kernel for one of `GPU_TARGETS`.
+def gate() -> Iterator[Spec]:
+    """The kernels whose figures are recorded: what sizes, dtypes, cells and regimes can change.
+
+    Step regime: odd H (masks, narrow loads), tiles from the smallest to the largest (H = 4096, B =
+    1024 gives every multiprocessor plenty), ordinary cores (ieee) and tensor cores, with the
+    point-wise part of each cell in each direction. On chip: from one program to all of them, one
+    batch tile and several, and what just fits.
+    """
+    directions: tuple[Direction, ...] = ("forward", "backward")
+    for direction in directions:
+        for cell, dtype, H, B, precision, from_table in (
+            ("lstm", "bf16", 512, 16, "ieee", False),
+            ("lstm", "bf16", 1024, 256, "ieee", True),
+            ("lstm", "fp16", 70, 256, "ieee", False),
+            ("lstm", "fp32", 1024, 256, "ieee", True),
+            ("lstm", "fp32", 4096, 1024, "ieee", False),
+            ("lstm", "bf16", 4096, 1024, "ieee", True),
+            ("lstm", "fp32", 1024, 16, "tf32", False),
+            ("lstm", "fp32", 70, 256, "tf32x3", False),
+            ("rnn_tanh", "bf16", 4096, 1024, "ieee", False),
+            ("rnn_relu", "bf16", 33, 16, "ieee", True),
+            ("rnn_sigmoid", "fp32", 4096, 1024, "ieee", False),
+        ):
+            yield Spec(cell, direction, dtype, H, B, precision, from_table)
+    on_chip: tuple[tuple[Regime, str, str, int, int, str], ...] = (
+        ("grid", "lstm", "bf16", 256, 16, "ieee"),
+        ("grid", "lstm", "bf16", 512, 16, "ieee"),
+        ("grid", "lstm", "fp16", 768, 16, "ieee"),
+        ("grid", "lstm", "bf16", 1024, 16, "ieee"),
+        ("grid", "lstm", "bf16", 1024, 128, "ieee"),
+        ("grid", "lstm", "bf16", 1536, 64, "ieee"),
+        ("grid", "lstm", "bf16", 70, 40, "ieee"),
+        ("grid", "lstm", "fp32", 512, 16, "tf32"),
+        ("grid", "lstm", "fp32", 1024, 64, "tf32"),
+        ("grid", "lstm", "fp32", 512, 16, "tf32x3"),
+        ("grid", "rnn_tanh", "bf16", 1024, 64, "ieee"),
+        ("grid", "rnn_tanh", "fp32", 512, 16, "tf32"),
+        ("grid", "rnn_relu", "fp16", 2048, 16, "ieee"),
+        ("grid", "rnn_sigmoid", "bf16", 33, 17, "ieee"),
+        ("resident", "lstm", "bf16", 128, 16, "ieee"),
+        ("resident", "lstm", "bf16", 64, 64, "ieee"),
+        ("resident", "lstm", "fp32", 64, 16, "tf32"),
+        ("resident", "lstm", "fp32", 64, 16, "tf32x3"),
+        ("resident", "lstm", "fp32", 32, 16, "ieee"),
+        ("resident", "rnn_tanh", "bf16", 256, 64, "ieee"),
+        ("resident", "rnn_tanh", "fp32", 128, 16, "tf32"),
+        ("resident", "rnn_relu", "fp16", 70, 3, "ieee"),
+        ("resident", "rnn_sigmoid", "fp32", 20, 3, "ieee"),
+    )
+    for regime, cell, dtype, H, B, precision in on_chip:
+        yield Spec(cell, "forward", dtype, H, B, precision, regime=regime)
+
+
+def fits(spec: Spec, target: str) -> bool:
+    """Whether the regime, in this precision, can run the problem on the target at all."""
+    if spec.precision == "tf32x3" and target.startswith("gfx"):
+        return False  # exists on NVIDIA only; launch.py refuses it elsewhere
+    return reason_against(spec.regime, spec.problem, TARGET_LIMITS[target]) is None
+
+
+def compile_spec(spec: Spec, target: str, *, debug: bool = False) -> Report:
+    """Compile one kernel for one of `GPU_TARGETS`; ``debug`` as TRITON_DEBUG=1 would.
 
     Raises:
         ValueError: no configuration fits the target.
     """
-    config = heuristic(spec.problem, TARGET_LIMITS[target])
+    limits = TARGET_LIMITS[target]
+    config = plan(spec.problem, limits, spec.regime).config
     compile_time = constants(
         CELLS[spec.cell],
         spec.H,
@@ -142,8 +223,7 @@ def compile_spec(spec: Spec, target: str) -> Report:
         kernel = _TABLE_KERNELS[spec.direction]
         compile_time["DTYPE"] = getattr(triton.language, _TRITON_NAMES[spec.dtype])
     else:
-        kernel = KERNELS[spec.direction]
-        compile_time["SINGLE_STEP"] = True
+        kernel = KERNELS[spec.regime, spec.direction]
 
     signature = {}
     aligned = {}
@@ -158,6 +238,8 @@ def compile_spec(spec: Spec, target: str) -> Report:
             element = spec.dtype
             if name == "table":
                 element = "i64"
+            elif name == "counters":
+                element = "i32"
             elif name == "carry":
                 element = "fp64" if spec.dtype == "fp64" else "fp32"
             signature[name] = f"*{element}"
@@ -168,12 +250,13 @@ def compile_spec(spec: Spec, target: str) -> Report:
     compiled = triton.compile(
         ASTSource(kernel, signature, constexprs=compile_time, attrs=aligned),
         target=GPU_TARGETS[target],
-        options={"num_warps": config.num_warps, "num_stages": config.num_stages},
+        options={**config.options(limits), "debug": debug},
     )
     seconds = time.perf_counter() - began
     registers, spilled = _resources(compiled.asm)
     text = compiled.asm["ptx" if "ptx" in compiled.asm else "amdgcn"]
-    return Report(config, compiled.metadata.shared, registers, spilled, seconds, text)
+    count = _instructions(compiled.asm)
+    return Report(config, compiled.metadata.shared, registers, spilled, count, seconds, text)
 
 
 _TRITON_NAMES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "fp64": "float64"}
@@ -188,12 +271,7 @@ def _resources(asm: dict[str, Any]) -> tuple[int | None, int | None]:
         ]
         registers, spilled = (int(match[1]) if match else None for match in found)
         return registers, spilled
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(asm["cubin"])
-        file.flush()
-        command = [str(tool), "-res-usage", file.name]
-        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    text = _cuobjdump(asm["cubin"], "-res-usage")
     usage = re.search(r"REG:(\d+) STACK:(\d+)", text)
     local = re.search(r"LOCAL:(\d+)", text)
     if usage is None or local is None:
@@ -201,19 +279,58 @@ def _resources(asm: dict[str, Any]) -> tuple[int | None, int | None]:
     return int(usage[1]), int(usage[2]) + int(local[1])
 
 
+def _instructions(asm: dict[str, Any]) -> int:
+    """Machine instructions, which a change that undoes an optimisation shows in."""
+    if "cubin" not in asm:
+        return len(re.findall(r"^\t[a-z]+_\w+", asm["amdgcn"], re.MULTILINE))
+    return len(re.findall(r"/\*[0-9a-f]{4,}\*/ ", _cuobjdump(asm["cubin"], "-sass")))
+
+
+def _cuobjdump(cubin: bytes, option: str) -> str:
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(tool), option, file.name]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def record(path: Path) -> None:
+    """Compile what `gate` names for every target and write its figures as JSON."""
+    figures = {
+        target: {
+            str(spec): compile_spec(spec, target).figures() for spec in gate() if fits(spec, target)
+        }
+        for target in GPU_TARGETS
+    }
+    rows = [
+        f' "{target}": {{\n'
+        + ",\n".join(f'  "{name}": {json.dumps(row)}' for name, row in found.items())
+        + "\n }"
+        for target, found in figures.items()
+    ]
+    path.write_text("{\n" + ",\n".join(rows) + "\n}\n", encoding="utf-8")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compile and print a table; the exit status counts kernels that spill or fail, up to 255."""
     parser = argparse.ArgumentParser("python -m fastrnn_kernels.aot", description=__doc__)
     parser.add_argument("--target", choices=GPU_TARGETS, action="append", help="default: sm_90")
     parser.add_argument("--match", default="", help="only kernels whose name contains this")
+    parser.add_argument(
+        "--record", type=Path, metavar="FILE", help="write the figures of the recorded kernels"
+    )
     chosen = parser.parse_args(arguments)
-    header = f"{'kernel':<46} {'b':>3} {'h':>3} {'k':>3} {'warps':>5} {'stages':>6}"
-    header += f" {'smem':>7} {'regs':>4} {'spill':>5} {'seconds':>7}"
+    if chosen.record:
+        record(chosen.record)
+        return 0
+    header = f"{'kernel':<46} {'warps':>5} {'smem':>7} {'regs':>4} {'spill':>5} {'instr.':>6}"
+    header += f" {'seconds':>7}  blocks"
     bad = 0
     for target in chosen.target or ["sm_90"]:
         print(f"{target}, Triton {triton.__version__}\n{header}")
         for spec in specs():
-            if chosen.match not in str(spec):
+            if chosen.match not in str(spec) or not fits(spec, target):
                 continue
             try:
                 report = compile_spec(spec, target)
@@ -222,11 +339,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"{spec!s:<46} {type(error).__name__}: {error}")
                 continue
             bad += bool(report.spilled)
-            c = report.config
+            blocks = ", ".join(f"{name} {size}" for name, size in report.config.blocks().items())
             print(
-                f"{spec!s:<46} {c.block_b:>3} {c.block_h:>3} {c.block_k:>3} {c.num_warps:>5} "
-                f"{c.num_stages:>6} {report.shared:>7} {report.registers!s:>4} "
-                f"{report.spilled!s:>5} {report.seconds:>7.2f}",
+                f"{spec!s:<46} {report.config.num_warps:>5} {report.shared:>7} "
+                f"{report.registers!s:>4} {report.spilled!s:>5} {report.instructions:>6} "
+                f"{report.seconds:>7.2f}  {blocks}",
                 flush=True,
             )
     return min(bad, 255)  # 256 would wrap round to success

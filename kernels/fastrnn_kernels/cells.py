@@ -4,11 +4,11 @@
 A cell sees one tile of pre-activations, ``gates_x[t] + W_hh h[t-1]``, and knows nothing of time,
 memory layout, batch tiles or launches. Two jitted functions define it:
 
-``step(pre, c_prev, ROWS, UNITS) -> (h, c, gates)``
-    pre and gates are (ROWS, K*UNITS), interleaved per hidden unit (column ``j*K + q``); c_prev, h
-    and c are (ROWS, UNITS). Everything is in the accumulation dtype.
-``grad(h, gates, c, c_prev, dh, dc, ROWS, UNITS) -> (d_pre, dc_prev)``
-    with what ``step`` saw and made, and the gradients that reach h and c.
+``step(pre, c_prev) -> (h, c, gates)``
+    pre and gates are tuples of K tiles (ROWS, UNITS), one a gate; c_prev, h and c are tiles of
+    that shape. Everything is in the accumulation dtype.
+``grad(h, gates, c, c_prev, dh, dc) -> (d_pre, dc_prev)``
+    with what ``step`` saw and made, and the gradients that reach h and c; d_pre is K tiles.
 
 A cell without a cell state gets zeros for every c, returns what it got, and saves nothing but h:
 its ``grad`` must not use gates, c or c_prev. A cell with one has gates and c saved for it.
@@ -50,82 +50,64 @@ def tanh(x):
 
 
 @triton.jit
-def split_gates(x, ROWS: tl.constexpr, UNITS: tl.constexpr):
-    """(ROWS, 4*UNITS), column j*4 + q -> four tiles (ROWS, UNITS) in order of q."""
-    # q = 2*q1 + q0; tl.split takes the last axis apart, first q0, then q1.
-    even, odd = tl.split(tl.reshape(x, (ROWS, UNITS, 2, 2)))
-    q0, q2 = tl.split(even)
-    q1, q3 = tl.split(odd)
-    return q0, q1, q2, q3
-
-
-@triton.jit
-def join_gates(q0, q1, q2, q3, ROWS: tl.constexpr, UNITS: tl.constexpr):
-    """The inverse of split_gates."""
-    pairs = tl.join(tl.join(q0, q2), tl.join(q1, q3))
-    return tl.reshape(pairs, (ROWS, 4 * UNITS))
-
-
-@triton.jit
-def lstm_step(pre, c_prev, ROWS: tl.constexpr, UNITS: tl.constexpr):
+def lstm_step(pre, c_prev):
     """i, f, o = sigmoid, g = tanh; c = f c_prev + i g; h = o tanh(c)."""
-    i, f, g, o = split_gates(pre, ROWS, UNITS)
-    i = sigmoid(i)
-    f = sigmoid(f)
-    g = tanh(g)
-    o = sigmoid(o)
+    i = sigmoid(pre[0])
+    f = sigmoid(pre[1])
+    g = tanh(pre[2])
+    o = sigmoid(pre[3])
     c = f * c_prev + i * g
     h = o * tanh(c)
-    return h, c, join_gates(i, f, g, o, ROWS, UNITS)
+    return h, c, (i, f, g, o)
 
 
 @triton.jit
-def lstm_grad(h, gates, c, c_prev, dh, dc, ROWS: tl.constexpr, UNITS: tl.constexpr):
+def lstm_grad(h, gates, c, c_prev, dh, dc):
     """tanh(c) is made again from c: cheaper than a fifth saved array, exact at any h."""
-    i, f, g, o = split_gates(gates, ROWS, UNITS)
+    i, f, g, o = gates
     tanh_c = tanh(c)
     dc = dc + dh * o * (1.0 - tanh_c * tanh_c)
     d_i = dc * g * i * (1.0 - i)
     d_f = dc * c_prev * f * (1.0 - f)
     d_g = dc * i * (1.0 - g * g)
     d_o = dh * tanh_c * o * (1.0 - o)
-    return join_gates(d_i, d_f, d_g, d_o, ROWS, UNITS), dc * f
+    return (d_i, d_f, d_g, d_o), dc * f
 
 
 @triton.jit
-def rnn_tanh_step(pre, c_prev, ROWS: tl.constexpr, UNITS: tl.constexpr):
+def rnn_tanh_step(pre, c_prev):
     """The new state is tanh(pre)."""
-    return tanh(pre), c_prev, pre
+    return tanh(pre[0]), c_prev, pre
 
 
 @triton.jit
-def rnn_tanh_grad(h, gates, c, c_prev, dh, dc, ROWS: tl.constexpr, UNITS: tl.constexpr):
+def rnn_tanh_grad(h, gates, c, c_prev, dh, dc):
     """The derivative is 1 - h^2."""
-    return dh * (1.0 - h * h), dc
+    return (dh * (1.0 - h * h),), dc
 
 
 @triton.jit
-def rnn_relu_step(pre, c_prev, ROWS: tl.constexpr, UNITS: tl.constexpr):
+def rnn_relu_step(pre, c_prev):
     """The new state is max(pre, 0); NaN stays NaN, as in torch (a maximum would drop it)."""
-    return tl.where(pre <= 0, 0.0, pre), c_prev, pre
+    return tl.where(pre[0] <= 0, 0.0, pre[0]), c_prev, pre
 
 
 @triton.jit
-def rnn_relu_grad(h, gates, c, c_prev, dh, dc, ROWS: tl.constexpr, UNITS: tl.constexpr):
+def rnn_relu_grad(h, gates, c, c_prev, dh, dc):
     """The derivative is 0 where h <= 0, else 1: at NaN the gradient passes, as in torch."""
-    return tl.where(h <= 0, 0.0, dh), dc
+    return (tl.where(h <= 0, 0.0, dh),), dc
 
 
 @triton.jit
-def rnn_sigmoid_step(pre, c_prev, ROWS: tl.constexpr, UNITS: tl.constexpr):
+def rnn_sigmoid_step(pre, c_prev):
     """The new state is sigmoid(pre)."""
-    return sigmoid(pre), c_prev, pre
+    return sigmoid(pre[0]), c_prev, pre
 
 
 @triton.jit
-def rnn_sigmoid_grad(h, gates, c, c_prev, dh, dc, ROWS: tl.constexpr, UNITS: tl.constexpr):
+def rnn_sigmoid_grad(h, gates, c, c_prev, dh, dc):
     """The derivative is h (1 - h)."""
-    return dh * h * (1.0 - h), dc
+    return (dh * h * (1.0 - h),), dc
 
 
 @dataclass(frozen=True)
@@ -134,7 +116,7 @@ class Cell:
 
     Attributes:
         name: key in ``CELLS``.
-        gates: K, pre-activations per hidden unit; a power of two.
+        gates: K, pre-activations per hidden unit: 1, 2 or 4.
         has_cell_state: carries c beside h, and saves gates and c for the backward pass.
         step: jitted point-wise step (see the module docstring).
         grad: jitted gradient of the step.

@@ -1,4 +1,6 @@
-"""Launch configurations: an explained heuristic, and a check against the device before a launch.
+"""Launch configurations: what a device can hold, and the configuration of the `step` regime.
+
+Those of the on-chip regimes are in `onchip.py`; `plan.py` chooses.
 
 Nothing here touches a GPU or Triton: `DeviceLimits` can be read off a device, taken from
 `TARGET_LIMITS` for a target that is only compiled for, or made up in a test.
@@ -7,13 +9,14 @@ Nothing here touches a GPU or Triton: `DeviceLimits` can be read off a device, t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
 Direction = Literal["forward", "backward"]
+Regime = Literal["resident", "grid", "step"]
 
 # Registers hold 255 values a thread; half of them are left to operands, addresses and the cell.
 MAX_ACCUMULATORS_PER_THREAD = 128
@@ -32,6 +35,9 @@ class DeviceLimits:
         threads: threads one program may have.
         warp_size: threads in a warp (a wavefront).
         grid: programs in the first dimension of a grid.
+        registers: 32-bit registers of a multiprocessor.
+        multiprocessor_memory: bytes of shared memory of a multiprocessor, over all its programs.
+        exchange: whether programs of one launch may wait for each other.
     """
 
     name: str
@@ -40,6 +46,9 @@ class DeviceLimits:
     threads: int = 1024
     warp_size: int = 32
     grid: int = 2**31 - 1
+    registers: int = 65_536
+    multiprocessor_memory: int = 0
+    exchange: bool = True
 
     @classmethod
     def of(cls, device: torch.device) -> DeviceLimits:
@@ -60,18 +69,35 @@ class DeviceLimits:
             multiprocessors=found.multi_processor_count,
             shared_memory=opt_in or found.shared_memory_per_block,
             warp_size=found.warp_size,
+            registers=getattr(found, "regs_per_multiprocessor", 65_536),
+            multiprocessor_memory=getattr(found, "shared_memory_per_multiprocessor", 0),
+            # The order of stores and loads across programs is PTX's; AMD's has not been worked out.
+            exchange=torch.version.hip is None,
         )
 
+    def resident_programs(self, threads: int, shared_memory: int) -> int:
+        """Programs that are certain to run at the same time, if nothing else runs.
 
-# One program after another: the fewer the better, and nothing to fill but one core.
-INTERPRETER_LIMITS = DeviceLimits("Triton interpreter", multiprocessors=1, shared_memory=2**20)
+        Counts 255 registers a thread, the most there can be, so that the compiler's figure need
+        not be known; the driver keeps 1 KiB of shared memory a program for itself.
+        """
+        memory = max(self.multiprocessor_memory, self.shared_memory + 1024)
+        of_one = min(memory // (shared_memory + 1024), self.registers // (256 * threads))
+        return self.multiprocessors * of_one
+
+
+# One program after another: the fewer the better, and nothing to fill but one core. Any number may
+# take part in an exchange, which there is a launch a step.
+INTERPRETER_LIMITS = DeviceLimits(
+    "Triton interpreter", 1, shared_memory=2**20, registers=2**40, multiprocessor_memory=2**50
+)
 
 TARGET_LIMITS: Mapping[str, DeviceLimits] = MappingProxyType(
     {
-        "sm_80": DeviceLimits("A100", multiprocessors=108, shared_memory=166_912),
-        "sm_90": DeviceLimits("H100/H200", multiprocessors=132, shared_memory=232_448),
-        "sm_100": DeviceLimits("B200", multiprocessors=148, shared_memory=232_448),
-        "gfx942": DeviceLimits("MI300X", multiprocessors=304, shared_memory=65_536, warp_size=64),
+        "sm_80": DeviceLimits("A100", 108, shared_memory=166_912, multiprocessor_memory=167_936),
+        "sm_90": DeviceLimits("H100/H200", 132, 232_448, multiprocessor_memory=233_472),
+        "sm_100": DeviceLimits("B200", 148, shared_memory=232_448, multiprocessor_memory=233_472),
+        "gfx942": DeviceLimits("MI300X", 304, 65_536, warp_size=64, exchange=False),
     }
 )
 
@@ -89,6 +115,8 @@ class Problem:
         itemsize: bytes of a number in memory.
         fma: products run on the ordinary cores, as float32 in "ieee" precision and float64 do;
             their operands take more registers than those of tensor cores.
+        terms: tensor-core products per product: 3 for "tf32x3", which splits each operand in two.
+        cell_state: the cell carries c.
     """
 
     direction: Direction
@@ -98,6 +126,26 @@ class Problem:
     G: int
     itemsize: int
     fma: bool = False
+    terms: int = 1
+    cell_state: bool = True
+
+    @classmethod
+    def of(
+        cls,
+        direction: Direction,
+        K: int,
+        H: int,
+        B: int,
+        G: int,
+        dtype: torch.dtype,
+        precision: str,
+        cell_state: bool,
+    ) -> Problem:
+        """With what follows from a dtype and a precision."""
+        float32 = dtype == torch.float32
+        fma = dtype == torch.float64 or (float32 and precision == "ieee")
+        terms = 3 if float32 and precision == "tf32x3" else 1
+        return cls(direction, K, H, B, G, dtype.itemsize, fma, terms, cell_state)
 
     @property
     def depth(self) -> int:
@@ -116,25 +164,84 @@ class Problem:
 
 @dataclass(frozen=True)
 class LaunchConfig:
-    """How one step is cut into programs.
+    """How a launch is cut into programs; each regime has a subclass.
 
     Attributes:
         block_b: batch rows of a program.
         block_h: hidden units of a program (all K gates of each).
-        block_k: length of the pieces in which dot products are streamed.
         num_warps: warps of a program.
-        num_stages: pieces in flight at a time.
     """
+
+    regime: ClassVar[Regime]
 
     block_b: int
     block_h: int
+    num_warps: int = field(default=4, kw_only=True)
+
+    def programs(self, problem: Problem) -> int:
+        """Programs of a launch."""
+        raise NotImplementedError
+
+    def shared_memory(self, problem: Problem) -> int:
+        """Upper bound in bytes of what a program takes."""
+        raise NotImplementedError
+
+    def blocks(self) -> dict[str, int]:
+        """Its compile-time arguments."""
+        return {"BLOCK_B": self.block_b, "BLOCK_H": self.block_h}
+
+    def options(self, limits: DeviceLimits) -> dict[str, int | bool]:
+        """Its launch options."""
+        return {"num_warps": self.num_warps}
+
+    def check(self, problem: Problem, limits: DeviceLimits) -> None:
+        """Refuse a configuration that cannot run, before it is compiled or launched.
+
+        Raises:
+            ValueError: says which limit, its value and what would be needed.
+        """
+        for name in (each.name for each in fields(self)):
+            value = getattr(self, name)
+            if name not in self.counts and (value < 1 or value & (value - 1)):
+                raise ValueError(f"config.{name}: expected a power of two, got {value}")
+        for what, needed, limit in self.needs(problem, limits):
+            if needed > limit:
+                raise ValueError(f"{limits.name} has {limit:,} {what}, {self} needs {needed:,}")
+
+    counts: ClassVar[tuple[str, ...]] = ()
+    """Fields that are counts, not sizes of tiles: no powers of two."""
+
+    def needs(self, problem: Problem, limits: DeviceLimits) -> list[tuple[str, int, int]]:
+        """(what, how much of it is needed, how much there is)."""
+        return [
+            ("threads in a program", self.num_warps * limits.warp_size, limits.threads),
+            (
+                "bytes of shared memory in a program",
+                self.shared_memory(problem),
+                limits.shared_memory,
+            ),
+            ("programs in a launch", self.programs(problem), limits.grid),
+        ]
+
+
+@dataclass(frozen=True)
+class StepConfig(LaunchConfig):
+    """How one step is cut into programs that stream W_hh.
+
+    Attributes:
+        block_k: length of the pieces in which dot products are streamed.
+        num_stages: pieces in flight at a time.
+    """
+
+    regime = "step"
+    counts = ("num_stages",)
+
     block_k: int
-    num_warps: int = 4
     num_stages: int = 3
 
     def programs(self, problem: Problem) -> int:
         """Programs of a launch."""
-        return _tiles(problem.B, self.block_b) * _tiles(problem.H, self.block_h) * problem.G
+        return tiles(problem.B, self.block_b) * tiles(problem.H, self.block_h) * problem.G
 
     def shared_memory(self, problem: Problem) -> int:
         """Upper bound in bytes: the pieces in flight, and one change of layout of the tile."""
@@ -144,43 +251,34 @@ class LaunchConfig:
         regroup = self.block_b * self.block_h * problem.K * max(problem.itemsize, 4)
         return piece * max(self.num_stages, 1) + regroup
 
-    def check(self, problem: Problem, limits: DeviceLimits) -> None:
-        """Refuse a configuration that cannot run, before it is compiled or launched.
+    def blocks(self) -> dict[str, int]:
+        """As the base class, and the length of a piece."""
+        return {**super().blocks(), "BLOCK_K": self.block_k}
 
-        Raises:
-            ValueError: says which limit, its value and what would be needed.
-        """
-        width = problem.width(self.block_h)
-        blocks = {
-            "block_b": self.block_b,
-            "block_h": self.block_h,
-            "block_k": self.block_k,
-            "num_warps": self.num_warps,
-        }
-        for name, value in blocks.items():
-            if value < 1 or value & (value - 1):
-                raise ValueError(f"config.{name}: expected a power of two, got {value}")
+    def options(self, limits: DeviceLimits) -> dict[str, int | bool]:
+        """As the base class, and the pieces in flight."""
+        return {**super().options(limits), "num_stages": self.num_stages}
+
+    def check(self, problem: Problem, limits: DeviceLimits) -> None:
+        """As the base class, and what tl.dot and the accumulators need."""
+        super().check(problem, limits)
         for name, value in (
             ("block_b", self.block_b),
             ("block_k", self.block_k),
-            ("columns of a tile", width),
+            ("columns of a tile", problem.width(self.block_h)),
         ):
             if value < MIN_DOT:
                 raise ValueError(f"config: {name} is {value}, tl.dot needs at least {MIN_DOT}")
-        shared_memory = self.shared_memory(problem)
-        threads = self.num_warps * limits.warp_size
-        accumulators = -(-self.block_b * width * max(problem.itemsize // 4, 1) // threads)
-        for what, needed, limit in (
-            ("threads in a program", threads, limits.threads),
-            ("accumulators in a thread", accumulators, MAX_ACCUMULATORS_PER_THREAD),
-            ("bytes of shared memory in a program", shared_memory, limits.shared_memory),
-            ("programs in a launch", self.programs(problem), limits.grid),
-        ):
-            if needed > limit:
-                raise ValueError(f"{limits.name} has {limit:,} {what}, {self} needs {needed:,}")
+
+    def needs(self, problem: Problem, limits: DeviceLimits) -> list[tuple[str, int, int]]:
+        """As the base class, and registers for the accumulators."""
+        sums = self.block_b * problem.width(self.block_h) * max(problem.itemsize // 4, 1)
+        held = -(-sums // (self.num_warps * limits.warp_size))
+        limit = ("accumulators in a thread", held, MAX_ACCUMULATORS_PER_THREAD)
+        return [limit, *super().needs(problem, limits)]
 
 
-def heuristic(problem: Problem, limits: DeviceLimits) -> LaunchConfig:
+def step_heuristic(problem: Problem, limits: DeviceLimits) -> StepConfig:
     """Choose a configuration from sizes alone: no measurement, the same choice on every run.
 
     A step is too short to be bound by arithmetic: what counts is how many multiprocessors pull the
@@ -191,7 +289,7 @@ def heuristic(problem: Problem, limits: DeviceLimits) -> LaunchConfig:
     * block_k is 256 bytes of a row, so that small H is one piece; num_stages keeps three in flight.
       Ordinary cores get 128 bytes and 64 gates: twice either spills at large H and B.
     * num_warps is 4, and 8 where that many would have to keep 64 gates a thread, or, on ordinary
-      cores, 16 sums: beyond that the compiler spills.
+      cores, 8 sums: beyond that the compiler spills.
     * What does not fit the shared memory is shrunk: first stages, then block_k, then block_h.
 
     Raises:
@@ -199,16 +297,16 @@ def heuristic(problem: Problem, limits: DeviceLimits) -> LaunchConfig:
     """
     smallest = problem.smallest_block_h
     row_bytes, gate_columns = (128, 64) if problem.fma else (256, 128)
-    config = LaunchConfig(
-        block_b=min(64, max(MIN_DOT, _power_of_two(problem.B))),
-        block_h=max(smallest, min(gate_columns // problem.K, _power_of_two(problem.H))),
-        block_k=max(MIN_DOT, min(row_bytes // problem.itemsize, _power_of_two(problem.depth))),
+    config = StepConfig(
+        block_b=min(64, max(MIN_DOT, power_of_two(problem.B))),
+        block_h=max(smallest, min(gate_columns // problem.K, power_of_two(problem.H))),
+        block_k=max(MIN_DOT, min(row_bytes // problem.itemsize, power_of_two(problem.depth))),
     )
     while config.block_h > smallest and config.programs(problem) < limits.multiprocessors:
         config = replace(config, block_h=config.block_h // 2)
     gates = config.block_b * config.block_h * problem.K
     sums = config.block_b * problem.width(config.block_h)
-    if gates >= 8192 or (problem.fma and sums >= 2048):
+    if gates >= 8192 or (problem.fma and sums >= 1024):
         config = replace(config, num_warps=8)
     while config.shared_memory(problem) > limits.shared_memory:
         if config.num_stages > 2:
@@ -223,10 +321,11 @@ def heuristic(problem: Problem, limits: DeviceLimits) -> LaunchConfig:
     return config
 
 
-def _tiles(size: int, block: int) -> int:
+def tiles(size: int, block: int) -> int:
+    """Blocks that cover size."""
     return -(-size // block)
 
 
-def _power_of_two(size: int) -> int:
+def power_of_two(size: int) -> int:
     """The smallest power of two that is not below size."""
     return 1 << max(size - 1, 0).bit_length()

@@ -2,8 +2,8 @@
 
 Layout, for T time steps, batch B, H hidden units, K gates per unit and G groups (independent
 recurrences, each with weights and a time direction of its own; a bidirectional layer is G = 2):
-activations (T, B, G, features), states (G, B, H). With K = 4 the features of gates are interleaved:
-column ``j*4 + q`` is gate q of unit j, q in order i, f, g, o.
+activations (T, B, G, features), states (G, B, H). Gates are ordered as torch orders them: all units
+of i, then of f, g and o.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ import torch
 from torch import Tensor
 
 from . import graphs
-from .cells import CELLS, Cell
-from .configs import DeviceLimits, Direction, LaunchConfig, heuristic
+from .arguments import cell_of, direction_bits, expect, sizes, supported
+from .arguments import directions as all_directions
+from .cells import Cell
+from .configs import DeviceLimits, Direction, LaunchConfig, Regime
+from .matmul_configs import PRECISIONS, Precision
+from .plan import REGIMES, plan, steps_class
 from .sweep import (
     INTERPRETED,
-    TRITON_DTYPES,
     Sweep,
     accumulation_dtype,
     alignment,
@@ -29,15 +32,11 @@ from .sweep import (
     run,
 )
 
-Precision = Literal["ieee", "tf32", "tf32x3"]
 Launch = Literal["auto", "direct", "graph"]
-PRECISIONS: tuple[Precision, ...] = ("ieee", "tf32", "tf32x3")
 LAUNCHES: tuple[Launch, ...] = ("auto", "direct", "graph")
 
 # A guess, not measured: below it, filling a table and replaying 32 nodes is taken not to pay.
 MIN_STEPS_FOR_GRAPH = 8
-# Directions travel as the bits of an int64; the last bit speaks for all further groups.
-MAX_MIXED_GROUPS = 63
 
 
 class ForwardResult(NamedTuple):
@@ -63,12 +62,10 @@ class BackwardResult(NamedTuple):
 
     Attributes:
         d_gates: (T, B, G, K*H), gradient of gates_x.
-        d_h0: (G, B, H), gradient of h0.
         d_c0: (G, B, H), gradient of c0; None for a cell without cell state.
     """
 
     d_gates: Tensor
-    d_h0: Tensor
     d_c0: Tensor | None
 
 
@@ -82,10 +79,11 @@ def forward(
     reverse: Sequence[bool] | None = None,
     save: bool = False,
     precision: Precision = "ieee",
+    regime: Regime | Literal["auto"] = "auto",
     config: LaunchConfig | None = None,
     launch: Launch = "auto",
 ) -> ForwardResult:
-    """Run a recurrence over a sequence, one launch per time step.
+    """Run a recurrence over a sequence.
 
     Elman: ``h = f(gates_x[t] + W_hh h)``. LSTM, with ``i, f, g, o = gates_x[t] + W_hh h``:
     ``c = sigmoid(f) c + sigmoid(i) tanh(g)``, ``h = sigmoid(o) tanh(c)``, as `torch.nn.LSTM`.
@@ -95,15 +93,17 @@ def forward(
         cell: a `Cell`, or its name in `CELLS`.
         gates_x: (T, B, G, K*H), float16, bfloat16, float32 or float64: the input projection with
             all biases added. Any strides, but the last dimension contiguous.
-        weight_hh: (G, K*H, H), contiguous, its rows interleaved like the columns of gates_x.
+        weight_hh: (G, K*H, H), contiguous.
         h0: (G, B, H), the state before the first step.
         c0: (G, B, H) for a cell with cell state, else None.
         reverse: for each group, whether it runs from the last position to the first.
         save: also return what `backward` needs.
         precision: how float32 matrices are multiplied: "ieee", "tf32" or "tf32x3" (NVIDIA only).
-        config: launch configuration; by default `configs.heuristic` chooses.
-        launch: "direct" launches each step from Python, "graph" replays CUDA graphs, "auto" takes
-            graphs where they work and pay.
+        regime: "resident" and "grid" are one launch with the weights on chip, "step" is one launch
+            a step; "auto" takes the one with the least estimate among those that can run here.
+        config: launch configuration, and with it the regime; by default `plan` chooses.
+        launch: how the step regime is launched: "direct" from Python, "graph" by CUDA graphs,
+            "auto" by graphs where they work and pay. Any but "auto" asks for that regime.
 
     Returns:
         A `ForwardResult`, in the dtype of gates_x.
@@ -112,20 +112,23 @@ def forward(
         ValueError: an argument does not fit the others, the device or what is offered; the message
             names it, what came and what was expected.
     """
-    cell = _cell(cell)
-    T, B, G, H = _sizes(cell, gates_x, weight_hh)
-    _expect("h0", h0, (G, B, H), gates_x)
+    cell = cell_of(cell)
+    T, B, G, H = sizes(cell, gates_x, weight_hh)
+    expect("h0", h0, (G, B, H), gates_x)
     if cell.has_cell_state:
-        _expect("c0", c0, (G, B, H), gates_x)
+        expect("c0", c0, (G, B, H), gates_x)
     elif c0 is not None:
         raise ValueError(f"c0: expected None, {cell.name} has no cell state")
-    directions = _directions(reverse, G)
+    directions = all_directions(reverse, G)
 
     output = gates_x.new_empty(T, B, G, H)
-    carry = gates = cells = None
+    h_n = gates_x.new_empty(G, B, H)
+    c_n = carry = gates = cells = None
     if cell.has_cell_state:
         assert c0 is not None
-        carry = _carry(c0)
+        c0 = c0.contiguous()
+        c_n = torch.empty_like(h_n)
+        carry = torch.empty_like(h_n, dtype=accumulation_dtype(h_n.dtype))
         if save:
             cells = torch.empty_like(output)
             gates = gates_x.new_empty(T, B, G, cell.gates * H)
@@ -133,16 +136,15 @@ def forward(
         cell,
         "forward",
         gates_x,
-        (gates_x, weight_hh, h0.contiguous(), carry, output, cells, gates),
+        (gates_x, weight_hh, h0.contiguous(), c0, carry, output, h_n, c_n, cells, gates),
         directions,
         {"save": save},
         precision,
+        regime,
         config,
         launch,
     )
-    ends = [output[0 if backwards else -1, :, g] for g, backwards in enumerate(directions)]
-    c_n = None if carry is None else carry.to(gates_x.dtype)
-    return ForwardResult(output, torch.stack(ends), c_n, gates, cells)
+    return ForwardResult(output, h_n, c_n, gates, cells)
 
 
 def backward(
@@ -188,18 +190,18 @@ def backward(
     Raises:
         ValueError: as `forward`.
     """
-    cell = _cell(cell)
+    cell = cell_of(cell)
     if output.dim() != 4:
         raise ValueError(f"output: expected (T, B, G, H), got {tuple(output.shape)}")
     T, B, G, H = output.shape
-    _expect("output", output, (T, B, G, H), output, contiguous=True)
-    _expect("weight_hh", weight_hh, (G, cell.gates * H, H), output, contiguous=True)
-    _supported(output, "output")
+    expect("output", output, (T, B, G, H), output, contiguous=True)
+    expect("weight_hh", weight_hh, (G, cell.gates * H, H), output, contiguous=True)
+    supported(output, "output")
     states = {"gates": gates, "cells": cells, "c0": c0, "d_c_n": d_c_n}
     if cell.has_cell_state:
-        _expect("gates", gates, (T, B, G, cell.gates * H), output, contiguous=True)
-        _expect("cells", cells, (T, B, G, H), output, contiguous=True)
-        _expect("c0", c0, (G, B, H), output)
+        expect("gates", gates, (T, B, G, cell.gates * H), output, contiguous=True)
+        expect("cells", cells, (T, B, G, H), output, contiguous=True)
+        expect("c0", c0, (G, B, H), output)
     elif given := [name for name, value in states.items() if value is not None]:
         raise ValueError(f"{', '.join(given)}: expected None, {cell.name} has no cell state")
     for name, value, shape in (
@@ -208,13 +210,16 @@ def backward(
         ("d_c_n", d_c_n, (G, B, H)),
     ):
         if value is not None:
-            _expect(name, value, shape, output)
-    directions = _directions(reverse, G)
+            expect(name, value, shape, output)
+    directions = all_directions(reverse, G)
 
     d_gates = output.new_empty(T, B, G, cell.gates * H)
     carry = None
     if cell.has_cell_state:
-        carry = _carry(output.new_zeros(G, B, H) if d_c_n is None else d_c_n)
+        # A contiguous copy, for the kernels to work on in place.
+        carry = torch.zeros(G, B, H, dtype=accumulation_dtype(output.dtype), device=output.device)
+        if d_c_n is not None:
+            carry.copy_(d_c_n)
     # Autograd hands over expanded and transposed gradients; one copy beats strided reads per step.
     if d_output is not None and d_output.stride(-1) != 1:
         d_output = d_output.contiguous()
@@ -236,12 +241,11 @@ def backward(
         directions,
         {"has_d_output": d_output is not None, "has_d_h_n": d_h_n is not None},
         precision,
+        "step",
         config,
         launch,
     )
-    firsts = [d_gates[-1 if backwards else 0, :, g] for g, backwards in enumerate(directions)]
-    d_h0 = torch.bmm(torch.stack(firsts), weight_hh)
-    return BackwardResult(d_gates, d_h0, None if carry is None else carry.to(output.dtype))
+    return BackwardResult(d_gates, None if carry is None else carry.to(output.dtype))
 
 
 def _launch(
@@ -252,11 +256,12 @@ def _launch(
     directions: Sequence[bool],
     flags: dict[str, bool],
     precision: Precision,
+    regime: Regime | Literal["auto"],
     config: LaunchConfig | None,
     launch: Launch,
 ) -> None:
     """Make a sweep of checked tensors and run it. ``strided``: the one with strides of its own."""
-    output = tensors[4 if direction == "forward" else 5]
+    output = tensors[5]
     assert output is not None
     T, B, G, H = output.shape
     if precision not in PRECISIONS:
@@ -265,14 +270,22 @@ def _launch(
         raise ValueError("precision: 'tf32x3' exists on NVIDIA GPUs only, got a ROCm device")
     if launch not in LAUNCHES:
         raise ValueError(f"launch: expected one of {LAUNCHES}, got {launch!r}")
+    if regime not in (*REGIMES, "auto"):
+        raise ValueError(f"regime: expected one of {(*REGIMES, 'auto')}, got {regime!r}")
+    if launch != "auto" and regime == "auto":
+        regime = "step"
+    if config is not None and regime not in ("auto", config.regime):
+        raise ValueError(f"config: expected one of the regime {regime!r}, got {config}")
     problem = problem_of(cell, direction, H, B, G, output.dtype, precision)
     limits = DeviceLimits.of(output.device)
     if B == 0:
         return
     if config is None:
-        config = heuristic(problem, limits)
+        config = plan(problem, limits, regime, steps_class(T)).config
     else:
         config.check(problem, limits)
+    if launch != "auto" and config.regime != "step":
+        raise ValueError(f"launch: expected 'auto' in the regime {config.regime!r}, got {launch!r}")
 
     # The stride of a dimension of size 1 is arbitrary, and multiplies nothing but 0.
     strides = [0, 0, 0]
@@ -288,97 +301,22 @@ def _launch(
         T,
         # A kernel never follows the pointers of arguments that its constants say it has not.
         tuple(output if tensor is None else tensor for tensor in tensors),
-        _direction_bits(directions),
+        direction_bits(directions),
         (strides[0] // align, strides[1] // align, strides[2] // align),
         constants(
             cell, H, output.dtype, config, direction, precision=precision, align=align, **flags
         ),
         config,
+        limits,
     )
-    against = graphs.reason_against(sweep)
-    if launch == "graph" and against is not None:
-        raise ValueError(f"launch: 'graph' is impossible here: {against}")
-    worthwhile = T >= MIN_STEPS_FOR_GRAPH and not INTERPRETED
-    use_graph = launch == "graph" or (launch == "auto" and worthwhile and against is None)
+    use_graph = launch == "graph"
+    if launch == "auto" and config.regime == "step":
+        use_graph = T >= MIN_STEPS_FOR_GRAPH and not INTERPRETED
+    if use_graph and (against := graphs.reason_against(sweep)):
+        if launch == "graph":
+            raise ValueError(f"launch: 'graph' is impossible here: {against}")
+        use_graph = False
     # Triton launches on the current device, which need not be that of the tensors.
     on_gpu = output.device.type == "cuda"
     with torch.cuda.device(output.device) if on_gpu else contextlib.nullcontext():
         (graphs.run if use_graph else run)(sweep)
-
-
-def _carry(state: Tensor) -> Tensor:
-    """A contiguous copy in the accumulation dtype, for the kernels to work on in place."""
-    dtype = accumulation_dtype(state.dtype)
-    return state.to(dtype, memory_format=torch.contiguous_format, copy=True)
-
-
-def _cell(cell: str | Cell) -> Cell:
-    if isinstance(cell, Cell):
-        return cell
-    if cell not in CELLS:
-        raise ValueError(f"cell: expected one of {sorted(CELLS)}, got {cell!r}")
-    return CELLS[cell]
-
-
-def _sizes(cell: Cell, gates_x: Tensor, weight_hh: Tensor) -> tuple[int, int, int, int]:
-    if gates_x.dim() != 4 or gates_x.shape[3] % cell.gates:
-        raise ValueError(f"gates_x: expected (T, B, G, {cell.gates}*H), got {tuple(gates_x.shape)}")
-    T, B, G, width = gates_x.shape
-    H = width // cell.gates
-    if min(T, G, H) < 1:
-        raise ValueError(f"gates_x: T, G and H must be at least 1, got {tuple(gates_x.shape)}")
-    if gates_x.stride(3) != 1 and width > 1:
-        raise ValueError(
-            f"gates_x: the last dimension must be contiguous, got strides {gates_x.stride()}"
-        )
-    _supported(gates_x, "gates_x")
-    _expect("weight_hh", weight_hh, (G, width, H), gates_x, contiguous=True)
-    return T, B, G, H
-
-
-def _supported(tensor: Tensor, name: str) -> None:
-    if tensor.dtype not in TRITON_DTYPES:
-        raise ValueError(f"{name}: expected one of {list(TRITON_DTYPES)}, got {tensor.dtype}")
-    if tensor.device.type == "cpu" and not INTERPRETED:
-        raise ValueError(
-            f"{name}: expected a GPU tensor, got one on the CPU, where kernels run in the "
-            "interpreter only (TRITON_INTERPRET=1, set before Triton is imported)"
-        )
-
-
-def _expect(
-    name: str,
-    tensor: Tensor | None,
-    shape: tuple[int, ...],
-    like: Tensor,
-    *,
-    contiguous: bool = False,
-) -> None:
-    if tensor is None:
-        raise ValueError(f"{name}: expected a tensor of shape {shape}, got None")
-    if tensor.shape != shape:
-        raise ValueError(f"{name}: expected shape {shape}, got {tuple(tensor.shape)}")
-    if tensor.dtype != like.dtype or tensor.device != like.device:
-        raise ValueError(
-            f"{name}: expected {like.dtype} on {like.device}, got {tensor.dtype} on {tensor.device}"
-        )
-    if contiguous and not tensor.is_contiguous():
-        raise ValueError(f"{name}: expected a contiguous tensor, got strides {tensor.stride()}")
-
-
-def _directions(reverse: Sequence[bool] | None, G: int) -> Sequence[bool]:
-    directions = [False] * G if reverse is None else [bool(r) for r in reverse]
-    if len(directions) != G:
-        raise ValueError(f"reverse: expected {G} directions, one a group, got {len(directions)}")
-    if G > MAX_MIXED_GROUPS and any(directions) and not all(directions):
-        raise ValueError(
-            f"reverse: expected one direction for all of more than {MAX_MIXED_GROUPS} groups, "
-            f"got both among {G}"
-        )
-    return directions
-
-
-def _direction_bits(directions: Sequence[bool]) -> int:
-    if all(directions):
-        return -1
-    return sum(1 << g for g, backwards in enumerate(directions) if backwards)

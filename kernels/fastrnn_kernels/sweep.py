@@ -1,14 +1,14 @@
 """A sweep: one direction of one recurrence, with everything its launches need.
 
-`launch.py` makes sweeps of checked tensors, `aot.py` of nothing but dtypes; `run` does a sweep's
-steps one launch at a time, `graphs.py` does the same through CUDA graphs.
+`launch.py` makes sweeps of checked tensors. `run` does one: in a single launch on chip, or in the
+`step` regime one launch at a time, for which `graphs.py` has another way, through CUDA graphs.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,13 +16,21 @@ import triton.language as tl
 from triton.runtime import JITFunction
 
 from .cells import Cell
-from .configs import Direction, LaunchConfig, Problem
-from .recurrence import backward_kernel, forward_kernel
+from .configs import DeviceLimits, Direction, LaunchConfig, Problem, Regime, tiles
+from .exchange import COUNTER_STRIDE
+from .grid import forward_grid
+from .resident import forward_resident
+from .step import backward_kernel, forward_kernel
 
 # Under TRITON_INTERPRET=1, @triton.jit makes something that runs on the CPU through NumPy.
 INTERPRETED = not isinstance(forward_kernel, JITFunction)
 
-KERNELS: dict[Direction, Any] = {"forward": forward_kernel, "backward": backward_kernel}
+KERNELS: dict[tuple[Regime, Direction], Any] = {
+    ("step", "forward"): forward_kernel,
+    ("step", "backward"): backward_kernel,
+    ("resident", "forward"): forward_resident,
+    ("grid", "forward"): forward_grid,
+}
 
 TRITON_DTYPES = {
     torch.float16: tl.float16,
@@ -50,8 +58,9 @@ def problem_of(
     precision: str,
 ) -> Problem:
     """What a configuration depends on, from what a caller knows."""
-    fma = dtype == torch.float64 or (dtype == torch.float32 and precision == "ieee")
-    return Problem(direction, cell.gates, H, B, G, dtype.itemsize, fma)
+    problem = Problem.of(direction, cell.gates, H, B, G, dtype, precision, cell.has_cell_state)
+    # The interpreter has no registers to run out of.
+    return replace(problem, fma=False) if INTERPRETED else problem
 
 
 def constants(
@@ -77,10 +86,10 @@ def constants(
         "PRECISION": precision if dtype == torch.float32 else "ieee",
         "UPCAST": INTERPRETED and dtype == torch.bfloat16,
         "ALIGN": align,
-        "BLOCK_B": config.block_b,
-        "BLOCK_H": config.block_h,
-        "BLOCK_K": config.block_k,
+        **config.blocks(),
     }
+    if config.regime == "grid":
+        shared["INTERPRETED"] = INTERPRETED
     if direction == "forward":
         return {"STEP": cell.step, "SAVE": save and cell.has_cell_state, **shared}
     flags = {"HAS_D_OUTPUT": has_d_output, "HAS_D_H_N": has_d_h_n}
@@ -104,6 +113,7 @@ class Sweep:
         strides: of T, B and G in the strided tensor, in units of ``constants["ALIGN"]``.
         constants: compile-time arguments.
         config: the launch configuration.
+        limits: of the device.
     """
 
     problem: Problem
@@ -113,6 +123,12 @@ class Sweep:
     strides: tuple[int, int, int]
     constants: dict[str, Any]
     config: LaunchConfig
+    limits: DeviceLimits
+
+    @property
+    def kernel(self) -> Any:
+        """What is launched."""
+        return KERNELS[self.config.regime, self.problem.direction]
 
     @property
     def grid(self) -> tuple[int]:
@@ -120,26 +136,29 @@ class Sweep:
         return (self.config.programs(self.problem),)
 
     @property
-    def options(self) -> dict[str, int]:
+    def options(self) -> dict[str, int | bool]:
         """Launch options that are no arguments of the kernel."""
-        return {"num_warps": self.config.num_warps, "num_stages": self.config.num_stages}
+        return self.config.options(self.limits)
 
 
 def run(sweep: Sweep) -> None:
-    """Enqueue a sweep's steps, one launch each, on the current stream."""
-    problem = sweep.problem
-    kernel = KERNELS[problem.direction][sweep.grid]
+    """Enqueue a sweep on the current stream: one launch on chip, else one a step."""
+    problem, config = sweep.problem, sweep.config
     sizes = (sweep.T, problem.B, problem.G)
-    steps = range(sweep.T)
-    for t in steps if problem.direction == "forward" else reversed(steps):
-        kernel(
-            *sweep.tensors,
-            *sizes,
-            t,
-            t + 1,
-            sweep.reverse,
-            *sweep.strides,
-            SINGLE_STEP=True,
-            **sweep.constants,
-            **sweep.options,
-        )
+    rest = (sweep.reverse, *sweep.strides)
+    launch = sweep.kernel[sweep.grid]
+    if config.regime == "step":
+        steps = range(sweep.T)
+        for t in steps if problem.direction == "forward" else reversed(steps):
+            launch(*sweep.tensors, *sizes, t, *rest, **sweep.constants, **sweep.options)
+        return
+    if config.regime == "resident":
+        launch(*sweep.tensors, *sizes, *rest, **sweep.constants, **sweep.options)
+        return
+    shape = (problem.G, tiles(problem.B, config.block_b), COUNTER_STRIDE.value)
+    counters = torch.zeros(shape, dtype=torch.int32, device=sweep.tensors[0].device)
+    ranges = [(0, sweep.T)]
+    if INTERPRETED:  # programs run one after another and cannot wait for each other
+        ranges = [(t, t + 1) for t in range(sweep.T)]
+    for span in ranges:
+        launch(*sweep.tensors, counters, *sizes, *span, *rest, **sweep.constants, **sweep.options)

@@ -8,12 +8,12 @@ that holds the real ones, so that one captured graph serves every length, batch 
 import triton
 import triton.language as tl
 
-from .recurrence import backward_step, forward_step, tile_of_program
+from .step import backward_step, forward_step, tile_of_program
 
 STEP_SLOT = 0  # steps done so far, moved on by advance_table
 SIZE_SLOTS = 1  # T, B, G, reverse, stride_t, stride_b, stride_g
 POINTER_SLOTS = 8  # the tensor arguments, in the kernel's order
-MAX_POINTERS = 9
+MAX_POINTERS = 10
 TABLE_SIZE = POINTER_SLOTS + MAX_POINTERS
 
 _UNSPECIALIZED = [f"size{i}" for i in range(7)] + [f"pointer{i}" for i in range(MAX_POINTERS)]
@@ -38,6 +38,7 @@ def fill_table(
     pointer6: tl.int64,
     pointer7: tl.int64,
     pointer8: tl.int64,
+    pointer9: tl.int64,
 ):
     """Write a sweep's arguments, and go back to step 0.
 
@@ -61,6 +62,7 @@ def fill_table(
     tl.store(table + 14, pointer6)
     tl.store(table + 15, pointer7)
     tl.store(table + 16, pointer8)
+    tl.store(table + 17, pointer9)
 
 
 @triton.jit(do_not_specialize=["steps"])
@@ -108,10 +110,13 @@ def forward_from_table(
             load_pointer(table, 0, DTYPE),
             load_pointer(table, 1, DTYPE),
             load_pointer(table, 2, DTYPE),
-            load_pointer(table, 3, ACC),
-            load_pointer(table, 4, DTYPE),
+            load_pointer(table, 3, DTYPE),
+            load_pointer(table, 4, ACC),
             load_pointer(table, 5, DTYPE),
             load_pointer(table, 6, DTYPE),
+            load_pointer(table, 7, DTYPE),
+            load_pointer(table, 8, DTYPE),
+            load_pointer(table, 9, DTYPE),
             T,
             B,
             tl.load(table + 3),

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fastrnn.backend import LayerOutput, OutputGradients, Recurrence, RecurrenceBackend
-from fastrnn_triton import cost
+from fastrnn.precision import arch_of
+from fastrnn_triton import cost, products, search, tuned
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from torch import Tensor
 
@@ -37,7 +39,6 @@ class TritonBackend(RecurrenceBackend):
     name = "triton"
     contract = 1
     summary = "fused Triton kernels for the time steps and for BPTT; NVIDIA and AMD GPUs"
-    interleaved = True
 
     def unavailable(self) -> list[str]:
         """No Triton, or no GPU for it."""
@@ -66,11 +67,29 @@ class TritonBackend(RecurrenceBackend):
         """See `fastrnn_triton.cost`."""
         return cost.estimate(request)
 
+    def tune(self, request: Request, progress: Callable[[str], None]) -> None:
+        """Time the launch configurations of the forward pass, and use the fastest from now on."""
+        tuned.remember(*search.search(request, progress))
+
+    def forget(self) -> list[Path]:
+        """Delete the launch configurations that were found on this machine."""
+        return tuned.forget()
+
+    def matmul(self, a: Tensor, b: Tensor, add: Tensor | None = None, *, precision: str) -> Tensor:
+        """By torch's BLAS where that does what `precision` asks, else by Triton."""
+        if products.torch_will_do(a, precision):
+            return super().matmul(a, b, add, precision=precision)
+        return products.multiply(a, b, add, precision)
+
     def recurrence_forward(self, gates_x: Tensor, weight_hh: Tensor, layer: Layer) -> LayerOutput:
-        """One launch per time step, from Python or from a CUDA graph."""
+        """In the regime that the planner, or `fastrnn tune` before it, found to be the fastest."""
+        arch = arch_of(gates_x.device) if gates_x.device.type == "cuda" else ""
+        _, B, G, _ = gates_x.shape
+        H, dtype = layer.hidden_size, gates_x.dtype
+        found = tuned.lookup(tuned.Key.of(arch, layer.cell, dtype, layer.precision, H, B, G))
         output, h_n, c_n, gates, cells = _kernels().forward(
             layer.cell, gates_x, weight_hh.contiguous(), layer.h0, layer.c0,
-            reverse=layer.reverse, save=layer.save, precision=layer.precision,
+            reverse=layer.reverse, save=layer.save, precision=layer.precision, config=found,
         )  # fmt: skip
         return LayerOutput(output, h_n, c_n, () if gates is None else (gates, cells))
 
@@ -85,12 +104,16 @@ class TritonBackend(RecurrenceBackend):
     ) -> Recurrence:
         """One launch per time step, backwards."""
         gates, cells = (None, None) if layer.c0 is None else saved[:2]
-        d_gates, d_h0, d_c0 = _kernels().backward(
+        made = _kernels().backward(
             layer.cell, weight_hh.contiguous(), output, gates, cells, layer.c0,
             d_output=grad.output, d_h_n=grad.h_n, d_c_n=grad.c_n,
             reverse=layer.reverse, precision=layer.precision,
         )  # fmt: skip
-        return Recurrence(d_gates, d_h0, d_c0)
+        d_h0 = None
+        if wanted.h0:  # dL/dh0 = W_hh^T dgates of the first step
+            firsts = [made.d_gates[-1 if r else 0, :, g] for g, r in enumerate(layer.reverse)]
+            d_h0 = self.matmul(torch.stack(firsts), weight_hh, precision=layer.precision)
+        return Recurrence(made.d_gates, d_h0, made.d_c0)
 
 
 def _kernels() -> Any:

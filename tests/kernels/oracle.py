@@ -18,7 +18,6 @@ class Forward(NamedTuple):
 
 class Backward(NamedTuple):
     d_gates: np.ndarray
-    d_h0: np.ndarray
     d_c0: np.ndarray | None
 
 
@@ -49,11 +48,11 @@ def forward(cell, gates_x, weight_hh, h0, c0, reverse):
         for t in order(T, reverse[g]):
             pre = gates_x[t, :, g] + h_n[g] @ weight_hh[g].T
             if cell == "lstm":
-                i, f, z, o = np.moveaxis(pre.reshape(B, H, 4), 2, 0)
+                i, f, z, o = np.moveaxis(pre.reshape(B, 4, H), 1, 0)
                 i, f, z, o = sigmoid(i), sigmoid(f), np.tanh(z), sigmoid(o)
                 c_n[g] = f * c_n[g] + i * z
                 h_n[g] = o * np.tanh(c_n[g])
-                gates[t, :, g] = np.stack([i, f, z, o], axis=2).reshape(B, width)
+                gates[t, :, g] = np.concatenate([i, f, z, o], axis=1)
                 cells[t, :, g] = c_n[g]
             else:
                 h_n[g] = ELMAN[cell][0](pre)
@@ -74,7 +73,7 @@ def backward(cell, weight_hh, saved, c0, d_output, d_h_n, d_c_n, reverse):
         for n, t in reversed(list(enumerate(steps))):
             dh = d_h[g] if d_output is None else d_h[g] + d_output[t, :, g]
             if cell == "lstm":
-                i, f, z, o = np.moveaxis(saved.gates[t, :, g].reshape(B, H, 4), 2, 0)
+                i, f, z, o = np.moveaxis(saved.gates[t, :, g].reshape(B, 4, H), 1, 0)
                 c_prev = saved.cells[steps[n - 1], :, g] if n else c0[g]
                 tanh_c = np.tanh(saved.cells[t, :, g])
                 dc = d_c[g] + dh * o * (1 - tanh_c**2)
@@ -84,10 +83,10 @@ def backward(cell, weight_hh, saved, c0, d_output, d_h_n, d_c_n, reverse):
                     dc * i * (1 - z**2),
                     dh * tanh_c * o * (1 - o),
                 ]
-                d_pre = np.stack(parts, axis=2).reshape(B, width)
+                d_pre = np.concatenate(parts, axis=1)
                 d_c[g] = dc * f
             else:
                 d_pre = dh * ELMAN[cell][1](saved.output[t, :, g])
             d_gates[t, :, g] = d_pre
             d_h[g] = d_pre @ weight_hh[g]
-    return Backward(d_gates, d_h, d_c if cell == "lstm" else None)
+    return Backward(d_gates, d_c if cell == "lstm" else None)

@@ -1,6 +1,7 @@
-"""The heuristic and the limit checks, with devices made up on the spot: no GPU, no compiler."""
+"""Plans, heuristics and limit checks, with devices made up on the spot: no GPU, no compiler."""
 
 import itertools
+import re
 from dataclasses import replace
 
 import pytest
@@ -11,16 +12,20 @@ pytest.importorskip("triton", reason="needs Triton (pip install 'fastrnn[triton]
 from fastrnn_kernels import sweep
 from fastrnn_kernels.cells import CELLS
 from fastrnn_kernels.configs import (
+    INTERPRETER_LIMITS,
     TARGET_LIMITS,
     DeviceLimits,
-    LaunchConfig,
     Problem,
-    heuristic,
+    StepConfig,
 )
+from fastrnn_kernels.configs import step_heuristic as heuristic
+from fastrnn_kernels.model import Rates, estimate
+from fastrnn_kernels.onchip import GridConfig, ResidentConfig
+from fastrnn_kernels.plan import candidates, plan, reason_against, steps_class
 
 H200 = TARGET_LIMITS["sm_90"]
 LSTM = Problem("forward", K=4, H=512, B=16, G=1, itemsize=2)
-GOOD = LaunchConfig(block_b=16, block_h=8, block_k=64)
+GOOD = StepConfig(block_b=16, block_h=8, block_k=64)
 
 
 @pytest.mark.parametrize("target", TARGET_LIMITS)
@@ -113,6 +118,16 @@ def test_limits_are_read_off_the_device(monkeypatch, opt_in):
     assert limits == DeviceLimits("made up", 7, opt_in or 49_152, warp_size=64)
 
 
+def test_programs_that_are_certain_to_run_together():
+    # 255 registers for 128 threads leave room for two programs on a multiprocessor, not three.
+    assert H200.resident_programs(128, 1024) == 2 * 132
+    assert H200.resident_programs(256, 1024) == 132
+    assert H200.resident_programs(128, 120 * 1024) == 132
+    # Two of 113 KiB and the driver's 1 KiB each are all of 228 KiB.
+    assert H200.resident_programs(128, 113 * 1024) == 2 * 132
+    assert H200.resident_programs(128, 228 * 1024) == 0
+
+
 @pytest.mark.parametrize("width", [1, 20, 64, 70])
 def test_contiguous_activations_of_any_length_and_batch_share_one_alignment(width):
     units = set()
@@ -133,3 +148,152 @@ def test_precision_makes_variants_of_float32_only(cell, direction):
     assert constants(torch.bfloat16, "ieee") == constants(torch.bfloat16, "tf32")
     assert constants(torch.float64, "ieee") == constants(torch.float64, "tf32x3")
     assert constants(torch.float32, "ieee") != constants(torch.float32, "tf32")
+
+
+WIDE = replace(LSTM, H=1024)
+GRID = GridConfig(block_b=16, block_h=8, block_k=256, lanes=1, ahead=1)
+
+
+def planned(H, *, B=16, K=4, G=1, itemsize=2, limits=H200, **changes):
+    return plan(Problem("forward", K, H, B, G, itemsize, cell_state=K == 4, **changes), limits)
+
+
+@pytest.mark.parametrize(
+    ("H", "K", "itemsize", "regime"),
+    [
+        (32, 4, 2, "resident"),
+        (64, 4, 2, "resident"),
+        (256, 1, 2, "resident"),
+        (256, 4, 2, "grid"),
+        (1024, 4, 2, "grid"),
+        (1024, 4, 4, "grid"),
+        (1536, 4, 2, "grid"),
+        (3000, 1, 2, "grid"),
+        (2048, 4, 2, "step"),
+        (1536, 4, 4, "step"),
+    ],
+)
+def test_regimes_by_size(H, K, itemsize, regime):
+    found = planned(H, K=K, itemsize=itemsize)
+    assert found.config.regime == regime
+    assert set(found.against) == {"resident", "grid", "step"} - {regime}
+    assert found.explain().startswith(f"{regime}: ")
+
+
+def test_a_plan_fits_and_is_the_least_estimate():
+    for K, H, B, G, itemsize in itertools.product(
+        (1, 4), (1, 33, 200, 1000, 1536), (1, 17, 300), (1, 2), (2, 4)
+    ):
+        problem = Problem("forward", K, H, B, G, itemsize, cell_state=K == 4)
+        found = plan(problem, H200)
+        found.config.check(problem, H200)
+        for other in candidates(problem, H200):
+            other.check(problem, H200)
+            assert estimate(other, problem, H200, Rates()).seconds(128) >= found.estimate.seconds(
+                128
+            )
+
+
+def test_grid_never_has_more_programs_than_run_together():
+    for H, B, G, itemsize in itertools.product((130, 512, 1024), (1, 64, 1000), (1, 2, 40), (2, 4)):
+        problem = Problem("forward", 4, H, B, G, itemsize)
+        for config in candidates(problem, H200, "grid"):
+            threads = 32 * config.num_warps
+            room = H200.resident_programs(threads, config.shared_memory(problem))
+            assert config.programs(problem) <= room
+    together = r"264 programs of this size that are certain to run at the same time.* needs 384$"
+    with pytest.raises(ValueError, match=together):
+        replace(GRID, lanes=3).check(WIDE, H200)
+    replace(GRID, lanes=2).check(WIDE, H200)
+    # The directions of a layer need programs each.
+    with pytest.raises(ValueError, match=together):
+        GRID.check(replace(WIDE, G=3), H200)
+
+
+def test_both_directions_cost_little_more_than_one_while_both_fit():
+    for H in (128, 256, 512):
+        one, two = (plan(replace(LSTM, H=H, G=G), H200) for G in (1, 2))
+        assert two.config.regime == one.config.regime == "grid"
+        assert two.estimate.step <= 1.15 * one.estimate.step
+
+
+@pytest.mark.parametrize(
+    ("regime", "problem", "limits", "reason"),
+    [
+        ("resident", WIDE, H200, "has 232,448 bytes of shared memory in a program, 8,"),
+        ("grid", replace(WIDE, H=4096), H200, "shared memory|at the same time"),
+        ("grid", replace(WIDE, G=200), H200, "certain to run at the same time"),
+        ("grid", replace(WIDE, fma=True, itemsize=4), H200, "ordinary cores"),
+        ("resident", replace(WIDE, H=64, fma=True, itemsize=4), H200, "for ordinary cores"),
+        ("grid", WIDE, TARGET_LIMITS["gfx942"], "cannot wait for each other on MI300X"),
+        ("grid", replace(WIDE, direction="backward"), H200, "forwards only"),
+        ("grid", replace(WIDE, itemsize=4, terms=3), H200, "H100/H200 has"),
+    ],
+)
+def test_reasons_against_a_regime(regime, problem, limits, reason):
+    found = reason_against(regime, problem, limits)
+    assert re.search(reason, found)
+    with pytest.raises(ValueError, match=f"regime: '{regime}' cannot run: "):
+        plan(problem, limits, regime)
+    if problem.direction == "forward":
+        assert plan(problem, limits).against[regime] == found
+
+
+@pytest.mark.parametrize("regime", ["resident", "grid", "step"])
+def test_nothing_speaks_against_a_regime_that_has_a_candidate(regime):
+    for K, H, B, itemsize, fma in itertools.product(
+        (1, 4), (1, 32, 70, 256, 900, 1800), (1, 100), (2, 4), (False, True)
+    ):
+        problem = Problem("forward", K, H, B, 1, itemsize, fma)
+        some = next(iter(candidates(problem, H200, regime)), None)
+        assert (some is None) == (reason_against(regime, problem, H200) is not None)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (replace(GRID, block_h=12), "config.block_h: expected a power of two, got 12"),
+        (replace(GRID, block_b=128), "sums in a thread.* needs 128$"),
+        (replace(GRID, block_k=8, num_warps=2), "pieces of a contraction.* needs 64$"),
+        (ResidentConfig(16, 1024), "gates in a thread|bytes of shared memory"),
+        (ResidentConfig(16, 128), "has 128 hidden units"),
+    ],
+)
+def test_check_of_on_chip_configurations(config, message):
+    with pytest.raises(ValueError, match=message):
+        config.check(WIDE, H200)
+
+
+def test_lengths_and_batches_make_few_kernels():
+    """T and B are no arguments of the compiler: only tiles are, and lanes are not among them."""
+    for H in (64, 256, 1024):
+        kernels = set()
+        for T, B in itertools.product((1, 2, 3, 17, 100, 1000, 70_000), range(1, 300, 7)):
+            found = plan(replace(LSTM, H=H, B=B), H200, steps=steps_class(T)).config
+            kernels.add((found.regime, tuple(found.blocks().items()), found.num_warps))
+            assert "lanes" not in found.blocks()
+        assert len(kernels) <= 12
+    assert {steps_class(T) for T in range(1, 5000)} == {1, 2, 4, 8, 16, 32, 64, 128}
+
+
+def test_one_step_is_not_worth_loading_weights_on_chip():
+    assert plan(WIDE, H200, steps=1).config.regime == "step"
+
+
+def test_slower_exchange_turns_the_choice():
+    slow = Rates(exchange=20e-6)
+    assert plan(WIDE, H200, rates=slow).config.regime == "step"
+    assert "grid" in plan(WIDE, H200, rates=slow).against
+
+
+def test_estimates_grow_with_the_work():
+    steps = [planned(H).estimate.step for H in (256, 512, 768, 1024, 1536)]
+    assert steps == sorted(steps)
+    assert planned(1024, B=64).estimate.step > planned(1024, B=16).estimate.step
+    assert planned(1024, itemsize=4).estimate.step > planned(1024).estimate.step
+    assert planned(512, itemsize=4, terms=3).estimate.step > planned(512, itemsize=4).estimate.step
+
+
+def test_interpreter_has_every_regime():
+    for regime in ("resident", "grid", "step"):
+        assert reason_against(regime, replace(LSTM, H=70), INTERPRETER_LIMITS) is None

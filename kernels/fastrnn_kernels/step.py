@@ -1,15 +1,11 @@
 # mypy: ignore-errors
-"""The recurrence over a range of time steps: forward, and backward through time.
+"""The `step` regime: one launch per time step, forward and back through time.
 
-One source for every regime. ``forward_step`` and ``backward_step`` are one time step of one tile
-(BLOCK_B batch rows x BLOCK_H hidden units of one group); the kernels below them run a tile over the
-steps ``t_begin <= t < t_end``. In the step regime (``SINGLE_STEP``) a launch is one step, the end
-of the launch is the barrier between steps, and any number of programs may run in any order. With
-``SINGLE_STEP=False`` the loop over time is inside: correct as it stands only where one program owns
-all hidden units of its rows, since nothing here makes programs wait for each other.
+``forward_step`` and ``backward_step`` are one step of one tile (BLOCK_B batch rows x BLOCK_H hidden
+units of one group). A launch is one step of all tiles, its end is the barrier between steps, and
+any number of programs may run in any order: any size, any vendor. W_hh is streamed from L2.
 
-Time: ``t`` counts steps in processing order. The step reads and writes position ``tau = t``, or
-``tau = T-1-t`` in a group whose direction is reversed (``time_position``).
+Time: ``t`` counts steps in processing order; ``addressing.time_position`` says where that is.
 
 Addresses are int64. Everything that may overrun is masked, with zeros read in place. Strides of
 caller-made tensors come in units of ALIGN elements, which is how the compiler learns that they are
@@ -24,8 +20,19 @@ Constants that all kernels share:
 import triton
 import triton.language as tl
 
-_SIZES = ["T", "B", "G", "t_begin", "t_end"]
-_RUN_TIME = [*_SIZES, "reverse", "stride_t", "stride_b", "stride_g"]
+from .addressing import (
+    add_gates,
+    in_acc,
+    load_cell,
+    load_gates,
+    split_gates,
+    store_cell,
+    store_gates,
+    time_position,
+    weight_rows,
+)
+
+_RUN_TIME = ["T", "B", "G", "t", "reverse", "stride_t", "stride_b", "stride_g"]
 
 
 @triton.jit
@@ -44,27 +51,15 @@ def tile_of_program(B, H: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_H: tl.const
 
 
 @triton.jit
-def time_position(t, g, T, reverse):
-    """(tau, +1 or -1): where step t lies in memory, and where the next step lies from there.
-
-    Bit g of ``reverse`` is the direction of group g; bit 63 that of every group from 63 on.
-    """
-    backwards = (reverse >> tl.minimum(g, 63)) & 1
-    return t + backwards * (T - 1 - 2 * t), 1 - 2 * backwards
-
-
-@triton.jit
 def accumulate_product(
     acc,  # (BLOCK_B, N) in ACC
     a,  # base of a row-major matrix, DEPTH columns
     row_starts,  # (BLOCK_B,) int64: where each row starts in a
     row_mask,
-    w,  # base of the weights of one group
-    cols,  # (N,) columns of the product
+    w_cols,  # (N,) pointers: where each column of the weights starts
     col_mask,
     DEPTH: tl.constexpr,
     STRIDE_K: tl.constexpr,
-    STRIDE_N: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -73,7 +68,7 @@ def accumulate_product(
     """Return acc + a @ w, with both operands streamed from L2 in chunks of BLOCK_K."""
     k = tl.arange(0, BLOCK_K)
     a_ptrs = a + row_starts[:, None] + k[None, :]
-    w_ptrs = w + (cols.to(tl.int64) * STRIDE_N)[None, :] + (k * STRIDE_K)[:, None]
+    w_ptrs = w_cols[None, :] + (k * STRIDE_K)[:, None]
     for k_begin in range(0, DEPTH, BLOCK_K):
         a_mask = row_mask[:, None]
         w_mask = col_mask[None, :]
@@ -101,8 +96,11 @@ def forward_step(
     gates_x,
     weight_hh,
     h0,
+    c0,
     carry,
     output,
+    h_n,
+    c_n,
     cells,
     gates,
     T,
@@ -130,52 +128,53 @@ def forward_step(
     cols = first_unit * K + tl.arange(0, K * BLOCK_H)
     row_mask = rows < B
     unit_tile = row_mask[:, None] & (units < H)[None, :]
-    gate_tile = row_mask[:, None] & (cols < K * H)[None, :]
 
     tau, forwards = time_position(t, g, T, reverse)
     row_of_all = (tau * B + rows) * G + g  # index of (tau, row, g) in a contiguous (T, B, G)
     row_of_group = g * B + rows  # index of (g, row) in a contiguous (G, B)
 
     # Asked for before the product, which then hides the latency.
-    x = (
+    x_ptrs = (
         gates_x + (tau * stride_t + g * stride_g) * ALIGN + (rows * (stride_b * ALIGN))[:, None]
-    ) + cols[None, :]
-    acc = tl.load(x, mask=gate_tile, other=0.0).to(ACC)
-    if CELL_STATE:
-        c_ptrs = carry + (row_of_group * H)[:, None] + units[None, :]
-        c = tl.load(c_ptrs, mask=unit_tile, other=0.0)
-    else:
-        c = tl.zeros((BLOCK_B, BLOCK_H), dtype=ACC)
-
+    ) + units[None, :]
+    x = load_gates(x_ptrs, unit_tile, K, H)
+    state_offsets = (row_of_group * H)[:, None] + units[None, :]
     first = t == 0
+    last = t == T - 1
+    c = tl.zeros((BLOCK_B, BLOCK_H), dtype=ACC)
+    if CELL_STATE:
+        c = load_cell(c0, carry, state_offsets, unit_tile, first)
+
     h_prev = tl.where(first, h0, output)
     h_row = tl.where(first, row_of_group, row_of_all - forwards * B * G)
-    pre = accumulate_product(
-        acc,
+    w_cols = weight_hh + g * (K * H * H) + weight_rows(cols, K, H) * H
+    acc = accumulate_product(
+        tl.zeros((BLOCK_B, K * BLOCK_H), dtype=ACC),
         h_prev,
         h_row * H,
         row_mask,
-        weight_hh + g * (K * H * H),
-        cols,
+        w_cols,
         cols < K * H,
         H,
         1,
-        H,
         ACC,
         PRECISION,
         UPCAST,
         BLOCK_K,
     )
-    h, c, activated = STEP(pre, c, BLOCK_B, BLOCK_H)
+    pre = add_gates(split_gates(acc, K, BLOCK_B, BLOCK_H), x, K, ACC)
+    h, c, activated = STEP(pre, c)
 
     unit_offsets = (row_of_all * H)[:, None] + units[None, :]
-    tl.store(output + unit_offsets, h.to(output.dtype.element_ty), mask=unit_tile)
+    h = h.to(output.dtype.element_ty)
+    tl.store(output + unit_offsets, h, mask=unit_tile)
+    tl.store(h_n + state_offsets, h, mask=unit_tile & last)
     if CELL_STATE:
-        tl.store(c_ptrs, c, mask=unit_tile)
+        store_cell(c, carry, c_n, state_offsets, unit_tile, last)
         if SAVE:
             tl.store(cells + unit_offsets, c.to(cells.dtype.element_ty), mask=unit_tile)
-            gate_ptrs = gates + (row_of_all * (K * H))[:, None] + cols[None, :]
-            tl.store(gate_ptrs, activated.to(gates.dtype.element_ty), mask=gate_tile)
+            gate_ptrs = gates + (row_of_all * (K * H))[:, None] + units[None, :]
+            store_gates(gate_ptrs, activated, unit_tile, K, H)
 
 
 @triton.jit
@@ -216,16 +215,14 @@ def backward_step(
 ):
     """One tile of dh = d_output[tau] + d_gates[next] W_hh (+ d_h_n at the last step), then GRAD."""
     units = first_unit + tl.arange(0, BLOCK_H)
-    cols = first_unit * K + tl.arange(0, K * BLOCK_H)
     row_mask = rows < B
     unit_tile = row_mask[:, None] & (units < H)[None, :]
-    gate_tile = row_mask[:, None] & (cols < K * H)[None, :]
 
     tau, forwards = time_position(t, g, T, reverse)
     row_of_all = (tau * B + rows) * G + g
     row_of_group = g * B + rows
     unit_offsets = (row_of_all * H)[:, None] + units[None, :]
-    gate_offsets = (row_of_all * (K * H))[:, None] + cols[None, :]
+    gate_offsets = (row_of_all * (K * H))[:, None] + units[None, :]
     group_offsets = (row_of_group * H)[:, None] + units[None, :]
 
     h = tl.load(output + unit_offsets, mask=unit_tile, other=0.0).to(ACC)
@@ -235,13 +232,14 @@ def backward_step(
         c_prev_ptrs = tl.where(first, c0, cells) + (prev_row * H)[:, None] + units[None, :]
         c_prev = tl.load(c_prev_ptrs, mask=unit_tile, other=0.0).to(ACC)
         c = tl.load(cells + unit_offsets, mask=unit_tile, other=0.0).to(ACC)
-        activated = tl.load(gates + gate_offsets, mask=gate_tile, other=0.0).to(ACC)
+        saved = load_gates(gates + gate_offsets, unit_tile, K, H)
+        activated = in_acc(saved, K, ACC)
         dc = tl.load(carry + group_offsets, mask=unit_tile, other=0.0)
     else:
         c = tl.zeros((BLOCK_B, BLOCK_H), dtype=ACC)
         c_prev = c
         dc = c
-        activated = c
+        activated = (c,)
 
     last = t == T - 1
     dh = tl.zeros((BLOCK_B, BLOCK_H), dtype=ACC)
@@ -261,38 +259,38 @@ def backward_step(
             d_gates,
             (row_of_all + forwards * B * G) * (K * H),
             row_mask,
-            weight_hh + g * (K * H * H),
-            units,
+            weight_hh + g * (K * H * H) + units,
             units < H,
             K * H,
             H,
-            1,
             ACC,
             PRECISION,
             UPCAST,
             BLOCK_K,
         )
-    d_pre, dc = GRAD(h, activated, c, c_prev, dh, dc, BLOCK_B, BLOCK_H)
+    d_pre, dc = GRAD(h, activated, c, c_prev, dh, dc)
 
-    tl.store(d_gates + gate_offsets, d_pre.to(d_gates.dtype.element_ty), mask=gate_tile)
+    store_gates(d_gates + gate_offsets, d_pre, unit_tile, K, H)
     if CELL_STATE:
         tl.store(carry + group_offsets, dc, mask=unit_tile)
 
 
 @triton.jit(do_not_specialize=_RUN_TIME)
 def forward_kernel(
-    gates_x,  # (T, B, G, K*H), last dimension contiguous: W_ih x + b, interleaved per hidden unit
-    weight_hh,  # (G, K*H, H), rows interleaved per hidden unit
+    gates_x,  # (T, B, G, K*H), last dimension contiguous: W_ih x + b
+    weight_hh,  # (G, K*H, H)
     h0,  # (G, B, H)
-    carry,  # (G, B, H) in ACC: c before the first step, c after the last one
+    c0,  # (G, B, H); read if CELL_STATE
+    carry,  # (G, B, H) in ACC: c from one step to the next
     output,  # (T, B, G, H), written
+    h_n,  # (G, B, H), written
+    c_n,  # (G, B, H), written if CELL_STATE
     cells,  # (T, B, G, H), written if SAVE
     gates,  # (T, B, G, K*H), written if SAVE: the activated gates
     T,
     B,
     G,
-    t_begin,
-    t_end,
+    t,
     reverse: tl.int64,
     stride_t: tl.int64,
     stride_b: tl.int64,
@@ -306,37 +304,25 @@ def forward_kernel(
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
     ALIGN: tl.constexpr,
-    SINGLE_STEP: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Steps t_begin <= t < t_end (or t_begin alone) of the forward recurrence."""
+    """Step t of the forward recurrence."""
     g, rows, first_unit = tile_of_program(B, H, BLOCK_B, BLOCK_H)
-    if SINGLE_STEP:
-        forward_step(
-            t_begin, g, rows, first_unit,
-            gates_x, weight_hh, h0, carry, output, cells, gates,
-            T, B, G, reverse, stride_t, stride_b, stride_g,
-            STEP, H, K, CELL_STATE, SAVE, ACC, PRECISION, UPCAST, ALIGN, BLOCK_B, BLOCK_H, BLOCK_K,
-        )  # fmt: skip
-    else:
-        for t in range(t_begin, t_end):
-            forward_step(
-                t, g, rows, first_unit,
-                gates_x, weight_hh, h0, carry, output, cells, gates,
-                T, B, G, reverse, stride_t, stride_b, stride_g,
-                STEP, H, K, CELL_STATE, SAVE, ACC, PRECISION, UPCAST, ALIGN,
-                BLOCK_B, BLOCK_H, BLOCK_K,
-            )  # fmt: skip
-            tl.debug_barrier()  # h of this step is read back by every thread of the program
+    forward_step(
+        t, g, rows, first_unit,
+        gates_x, weight_hh, h0, c0, carry, output, h_n, c_n, cells, gates,
+        T, B, G, reverse, stride_t, stride_b, stride_g,
+        STEP, H, K, CELL_STATE, SAVE, ACC, PRECISION, UPCAST, ALIGN, BLOCK_B, BLOCK_H, BLOCK_K,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=_RUN_TIME)
 def backward_kernel(
     d_output,  # (T, B, G, H), last dimension contiguous; read if HAS_D_OUTPUT
     d_h_n,  # (G, B, H); read if HAS_D_H_N
-    weight_hh,  # (G, K*H, H), rows interleaved per hidden unit
+    weight_hh,  # (G, K*H, H)
     gates,  # (T, B, G, K*H), as saved; read if CELL_STATE
     cells,  # (T, B, G, H), as saved; read if CELL_STATE
     output,  # (T, B, G, H), as made by forward
@@ -346,8 +332,7 @@ def backward_kernel(
     T,
     B,
     G,
-    t_begin,
-    t_end,
+    t,
     reverse: tl.int64,
     stride_t: tl.int64,
     stride_b: tl.int64,
@@ -362,28 +347,16 @@ def backward_kernel(
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
     ALIGN: tl.constexpr,
-    SINGLE_STEP: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Steps t_end > t >= t_begin (or t_begin alone) of backpropagation through time."""
+    """Step t of backpropagation through time; steps are launched from the last to the first."""
     g, rows, first_unit = tile_of_program(B, H, BLOCK_B, BLOCK_H)
-    if SINGLE_STEP:
-        backward_step(
-            t_begin, g, rows, first_unit,
-            d_output, d_h_n, weight_hh, gates, cells, output, c0, carry, d_gates,
-            T, B, G, reverse, stride_t, stride_b, stride_g,
-            GRAD, H, K, CELL_STATE, HAS_D_OUTPUT, HAS_D_H_N, ACC, PRECISION, UPCAST, ALIGN,
-            BLOCK_B, BLOCK_H, BLOCK_K,
-        )  # fmt: skip
-    else:
-        for step in range(t_begin, t_end):
-            backward_step(
-                t_begin + t_end - 1 - step, g, rows, first_unit,
-                d_output, d_h_n, weight_hh, gates, cells, output, c0, carry, d_gates,
-                T, B, G, reverse, stride_t, stride_b, stride_g,
-                GRAD, H, K, CELL_STATE, HAS_D_OUTPUT, HAS_D_H_N, ACC, PRECISION, UPCAST, ALIGN,
-                BLOCK_B, BLOCK_H, BLOCK_K,
-            )  # fmt: skip
-            tl.debug_barrier()  # d_gates of this step is read back by every thread of the program
+    backward_step(
+        t, g, rows, first_unit,
+        d_output, d_h_n, weight_hh, gates, cells, output, c0, carry, d_gates,
+        T, B, G, reverse, stride_t, stride_b, stride_g,
+        GRAD, H, K, CELL_STATE, HAS_D_OUTPUT, HAS_D_H_N, ACC, PRECISION, UPCAST, ALIGN,
+        BLOCK_B, BLOCK_H, BLOCK_K,
+    )  # fmt: skip

@@ -1,0 +1,212 @@
+"""The commands that measure: `fastrnn bench`, and `fastrnn tune`, which keeps what it measured."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import TYPE_CHECKING
+
+import torch
+
+from fastrnn import bench, bench_cases, cli_common, measured
+from fastrnn.cli_common import comma_separated, integer, print_json
+from fastrnn.machine import present_devices
+from fastrnn.plugins import registry
+from fastrnn.progress import Progress
+from fastrnn.request import GATES
+from fastrnn.tables import table
+from fastrnn.tune import tune
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator, Sequence
+
+    from fastrnn.bench_cases import Case
+    from fastrnn.cli_common import Parser
+    from fastrnn.measured import Store
+    from fastrnn.tune import Outcome
+
+
+def add_bench_arguments(parser: Parser) -> None:
+    """The arguments of `fastrnn bench`."""
+    _add_problem_arguments(parser)
+    parser.add_argument("--json", type=cli_common.writable, metavar="FILE")
+    parser.add_argument("--csv", type=cli_common.writable, metavar="FILE")
+
+
+def add_tune_arguments(parser: Parser) -> None:
+    """The arguments of `fastrnn tune`."""
+    _add_problem_arguments(parser)
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--dry-run", action="store_true", help="measure, and store nothing")
+    instead.add_argument("--list", action="store_true", help="show what is stored, and end")
+    instead.add_argument("--forget", action="store_true", help="delete what is stored, and end")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_problem_arguments(parser: Parser) -> None:
+    presets, sizes = bench_cases.PRESETS, comma_separated(integer(1))
+    what = "cell, T, B and H where they are not given (default: %(default)s)"
+    parser.add_argument("--preset", choices=tuple(presets), default="quick", help=what)
+    cell, backend = comma_separated(cli_common.cell), comma_separated(cli_common.backend)
+    parser.add_argument("--cell", type=cell, metavar="NAME,...", help=", ".join(GATES))
+    for name, what in (("T", "steps"), ("B", "rows of the batch"), ("H", "hidden units")):
+        parser.add_argument(f"--{name}", type=sizes, metavar="N,...", help=what)
+    parser.add_argument("--I", type=integer(1), metavar="N", help="inputs (default: as H)")
+    parser.add_argument("--layers", type=integer(1), default=1, metavar="N")
+    parser.add_argument("--bidirectional", action="store_true")
+    parser.add_argument("--dtype", choices=cli_common.DTYPES, default="float32")
+    parser.add_argument("--mode", choices=tuple(bench_cases.MODES), default="both")
+    parser.add_argument("--backends", type=backend, metavar="NAME,...")
+    device = cli_common.present_device
+    parser.add_argument("--device", type=device, default="cpu", metavar="cpu|cuda")
+    parser.add_argument("--threads", type=integer(1), metavar="N", help="of the CPU")
+    parser.add_argument("--repeats", type=integer(1), default=bench.REPEATS, metavar="N")
+
+
+def run_bench(options: argparse.Namespace) -> int:
+    """`fastrnn bench`: what a caller would get here, by what `fastrnn tune` has stored as well."""
+    cases = _cases(options)
+    with _threads(options.threads):
+        with Progress(len(cases)) as progress:
+            rows = bench.measure(
+                cases, backends=options.backends, repeats=options.repeats, progress=progress.step
+            )
+        print(bench.report(rows))
+        settings = {
+            key: value
+            for key, value in vars(options).items()
+            if key not in ("command", "parser", "json", "csv")
+        }
+        if options.json:
+            bench.write_json(options.json, rows, settings)
+        if options.csv:
+            bench.write_csv(options.csv, rows)
+    return _end(bench.failures(rows, options.backends))
+
+
+def run_tune(options: argparse.Namespace) -> int:
+    """`fastrnn tune`."""
+    if options.list:
+        return _list(options.json)
+    if options.forget:
+        return _forget(options.json)
+    cases = _cases(options)
+    with _threads(options.threads):
+        with Progress(len(cases)) as progress:
+            outcome = tune(
+                cases, backends=options.backends, repeats=options.repeats,
+                keep=not options.dry_run, progress=progress.step, note=progress.note,
+            )  # fmt: skip
+        failures = outcome.faults + bench.failures(outcome.rows, options.backends)
+        if options.json:
+            print_json(_outcome_as_json(outcome, failures))
+        else:
+            print("\n".join([bench.report(outcome.rows), *_summary(outcome)]))
+    return _end(failures)
+
+
+def _cases(options: argparse.Namespace) -> list[Case]:
+    preset = bench_cases.PRESETS[options.preset]
+    given = {axis: getattr(options, axis) for axis in preset._fields if getattr(options, axis)}
+    return bench_cases.cases(
+        preset._replace(**given),
+        mode=options.mode, input_size=options.I, layers=options.layers,
+        bidirectional=options.bidirectional, dtype=options.dtype, device=options.device,
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    """Have torch use this many threads of the CPU; as many as before if None."""
+    before = torch.get_num_threads()
+    if number:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _end(failures: Sequence[str]) -> int:
+    for failure in failures:
+        print(f"fastrnn: error: {failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _summary(outcome: Outcome) -> list[str]:
+    changed, total = outcome.changed, len(outcome.choices)
+    dry = outcome.path is None
+    lines = [
+        "dry run: nothing is stored"
+        if dry
+        else f"stored: {outcome.stored} of {total} problems, in {outcome.path}",
+        f"auto: {len(changed)} of {total} choices {'would change' if dry else 'changed'}",
+        *(f"  {case}: {before} -> {after}" for case, before, after in changed),
+    ]
+    for name, count in outcome.missing.items():
+        lines.append(
+            f"estimates still count in {count} problems, because {name} can run there and has no "
+            "stored timing"
+        )
+    return lines
+
+
+def _outcome_as_json(outcome: Outcome, failures: Sequence[str]) -> dict[str, object]:
+    return {
+        "path": None if outcome.path is None else str(outcome.path),
+        "stored": outcome.stored,
+        "changed": [
+            {"case": case._asdict(), "before": before, "after": after}
+            for case, before, after in outcome.changed
+        ],
+        "missing": outcome.missing,
+        "failures": list(failures),
+        "results": [row.record() for row in outcome.rows],
+    }
+
+
+def _stores() -> list[Store]:
+    found = (measured.store(*device) for device in present_devices())
+    return [store for store in found if store is not None]
+
+
+def _list(as_json: bool) -> int:
+    stores = _stores()
+    if as_json:
+        return print_json(
+            [
+                {
+                    "machine": store.machine._asdict(),
+                    "path": None if store.path is None else str(store.path),
+                    "complaint": store.complaint,
+                    "problems": store.as_json(),
+                }
+                for store in stores
+            ]
+        )
+    for store in stores:
+        print(f"{store.machine.describe()}: {store.path}")
+        if store.complaint:
+            print(f"fastrnn: warning: {store.path} is ignored: {store.complaint}", file=sys.stderr)
+        rows = [
+            [
+                request.describe() + (f", {request.threads} threads" if request.threads else ""),
+                backend, f"{1e3 * timing.seconds:.3f}", timing.date[:10], timing.version,
+            ]
+            for request, timings in store.records()
+            for backend, timing in timings.items()
+        ]  # fmt: skip
+        header = ["problem", "backend", "median ms", "date", "version"]
+        print(table(header, rows, "llr") if rows else "nothing is stored")
+    return 0
+
+
+def _forget(as_json: bool) -> int:
+    deleted = [measured.forget(*device) for device in present_devices()]
+    paths = [str(path) for path in deleted if path is not None]
+    paths += [str(path) for backend in registry().backends.values() for path in backend.forget()]
+    if as_json:
+        return print_json({"deleted": paths})
+    print("\n".join(f"deleted: {path}" for path in paths) or "nothing was stored")
+    return 0

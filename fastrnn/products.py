@@ -1,0 +1,112 @@
+"""The matrix products around a time loop: one for all steps before it, one per gradient after it.
+
+Each is written in terms of one function, `Product`, which a backend may replace; torch's is
+`product`. Shapes are those of `fastrnn.backend`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fastrnn.backend import Layer
+
+
+class Product(Protocol):
+    """A matrix product, and something added to it."""
+
+    def __call__(self, a: Tensor, b: Tensor, add: Tensor | None = None) -> Tensor:
+        """Return a @ b (+ add); see `product`."""
+
+
+def product(a: Tensor, b: Tensor, add: Tensor | None = None) -> Tensor:
+    """Return a @ b (+ add), in as few of torch's operations as it has for that.
+
+    Args:
+        a: (..., M, K), or (G, M, K) if b is batched; any strides.
+        b: (K, N) or (G, K, N); any strides.
+        add: (N,), or (M, N) if a is a matrix, or (G, 1, N) if b is batched.
+
+    Returns:
+        (..., M, N) or (G, M, N).
+    """
+    if add is None:
+        return a @ b
+    if b.dim() == 3:
+        return torch.baddbmm(add, a, b)
+    if add.dim() == 1:
+        return torch.nn.functional.linear(a, b.mT, add)
+    return torch.addmm(add, a, b)
+
+
+def project(
+    x: Tensor, weight_ih: Tensor, bias: Tensor | None, multiply: Product = product
+) -> Tensor:
+    """W_ih x + b for every step and group as one product: (T, B, G, K*H).
+
+    With inputs of their own per group (x of four dims) it is one batched product, and the result
+    is a view whose group dimension is outermost in memory.
+    """
+    if x.dim() == 3:
+        gates_x = multiply(x, weight_ih.flatten(0, 1).mT, None if bias is None else bias.flatten())
+        return gates_x.view(*x.shape[:2], *weight_ih.shape[:2])
+    gates_x = multiply(by_group(x), weight_ih.mT, None if bias is None else bias.unsqueeze(1))
+    return by_step(gates_x, x)
+
+
+def input_gradient(
+    d_gates: Tensor, weight_ih: Tensor, x: Tensor, multiply: Product = product
+) -> Tensor:
+    """dL/dx(t) = W_ih^T dgates(t), summed over the groups that share x."""
+    if x.dim() == 3:
+        return multiply(d_gates.flatten(2), weight_ih.flatten(0, 1))
+    return by_step(multiply(by_group(d_gates), weight_ih), x)
+
+
+def input_weight_gradient(d_gates: Tensor, x: Tensor, multiply: Product = product) -> Tensor:
+    """dL/dW_ih = sum over t of dgates(t) x(t)^T: (G, K*H, I)."""
+    groups, rows = d_gates.shape[2:]
+    if x.dim() == 3:
+        flat = multiply(d_gates.reshape(-1, groups * rows).mT, x.reshape(-1, x.shape[-1]))
+        return flat.view(groups, rows, -1)
+    return multiply(by_group(d_gates).mT, by_group(x))
+
+
+def recurrent_weight_gradient(
+    d_gates: Tensor, output: Tensor, layer: Layer, multiply: Product = product
+) -> Tensor:
+    """dL/dW_hh = sum over t of dgates(t) h(t-1)^T: (G, K*H, P).
+
+    The sum splits into the steps that follow a stored output, one product over all of them, and
+    each row's first step, which follows h0.
+    """
+    steps, batch = d_gates.shape[:2]
+    total = []
+    for group, reverse in enumerate(layer.reverse):
+        d_group, h = d_gates[:, :, group], output[:, :, group]
+        later, earlier = (d_group[:-1], h[1:]) if reverse else (d_group[1:], h[:-1])
+        if not reverse or layer.lengths is None:
+            first = d_group[-1 if reverse else 0]
+        else:
+            last_step = (layer.lengths - 1).clamp(min=0)
+            first = d_group[last_step, torch.arange(batch, device=last_step.device)]
+        d_weight = multiply(first.mT, layer.h0[group])
+        if steps > 1:
+            d_weight = multiply(later.flatten(0, 1).mT, earlier.flatten(0, 1), d_weight)
+        total.append(d_weight)
+    return torch.stack(total)
+
+
+def by_group(sequence: Tensor) -> Tensor:
+    """(T, B, G, N) -> (G, T*B, N), a view wherever the strides of T and B allow one."""
+    return sequence.permute(2, 0, 1, 3).flatten(1, 2)
+
+
+def by_step(stacked: Tensor, like: Tensor) -> Tensor:
+    """(G, T*B, N) -> (T, B, G, N), a view; T and B are those of `like`."""
+    groups, _, width = stacked.shape
+    return stacked.view(groups, *like.shape[:2], width).permute(1, 2, 0, 3)

@@ -1,0 +1,174 @@
+"""What a forward pass costs in each regime: an explained sum, from sizes and a device's rates.
+
+A step is short (about a microsecond) and made of parts that follow one another, most of them
+latencies. Each part is a line below. Nothing of it has been measured on a GPU by this project yet:
+`Rates` holds published figures, to be replaced by those that `benchmarks/exchange.py` measures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .configs import DeviceLimits, LaunchConfig, Problem, StepConfig, tiles
+from .onchip import GridConfig, ResidentConfig
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Rates of a GPU. Defaults: an H100 or H200 as published; sources beside each.
+
+    Attributes:
+        clock: cycles a second under load.
+        exchange: seconds from the last program's store of h to all programs having seen its
+            arrival (0.45 to 0.7 us published for a grid-wide exchange through L2, and a fence).
+        exchange_of_one: further seconds per program that arrives at one counter.
+        l2_latency: seconds of a load that hits L2 (about 270 cycles; far partition more).
+        l2_bytes: bytes a cycle that one multiprocessor reads from L2.
+        memory_bytes: bytes a cycle of a multiprocessor's shared memory.
+        products: multiply-adds a cycle of a multiprocessor's tensor cores through mma.sync, by
+            bytes of an operand (62 % of what wgmma reaches, by published micro-benchmarks).
+        ordinary: multiply-adds a cycle of its ordinary cores.
+        special: exp and reciprocals a cycle of its special-function units.
+        chain: cycles from one dependent tensor-core product to the next.
+        layout: cycles of a step's changes of layout and barriers within a program.
+        launch: seconds from one kernel of a CUDA graph to the next (1.2 to 1.3 us published).
+        start: seconds of a call's first launch.
+    """
+
+    clock: float = 1.7e9
+    exchange: float = 0.7e-6
+    exchange_of_one: float = 1e-9
+    l2_latency: float = 0.25e-6
+    l2_bytes: float = 48.0
+    memory_bytes: float = 128.0
+    products: tuple[tuple[int, float], ...] = ((2, 1270.0), (4, 635.0))
+    ordinary: float = 128.0
+    special: float = 16.0
+    chain: float = 33.0
+    layout: float = 400.0
+    launch: float = 1.3e-6
+    start: float = 6e-6
+
+
+# Depth of one tensor-core instruction, by bytes of an operand.
+_MMA_DEPTH = {2: 16, 4: 8}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds of one forward pass.
+
+    Attributes:
+        start: seconds beside the steps: launch, and reading W_hh once.
+        step: seconds of a step.
+        parts: the step's parts by name, in microseconds; some run at the same time as others.
+    """
+
+    start: float
+    step: float
+    parts: dict[str, float]
+
+    def seconds(self, T: int) -> float:
+        """Seconds of T steps."""
+        return self.start + T * self.step
+
+
+def estimate(
+    config: LaunchConfig,
+    problem: Problem,
+    limits: DeviceLimits,
+    rates: Rates,
+) -> Estimate:
+    """The cost of a configuration that `check` accepts."""
+    if isinstance(config, ResidentConfig):
+        return _resident(config, problem, limits, rates)
+    if isinstance(config, GridConfig):
+        return _grid(config, problem, limits, rates)
+    assert isinstance(config, StepConfig)
+    return _step(config, problem, limits, rates)
+
+
+def _tile(
+    rows: int, units: int, depth: int, parts: int, problem: Problem, rates: Rates
+) -> dict[str, float]:
+    """Cycles of one program for one tile of one step, by part."""
+    columns = units * problem.K
+    multiply_adds = rows * columns * depth * problem.terms
+    if problem.fma:
+        product = multiply_adds / rates.ordinary
+    else:
+        rate = multiply_adds / dict(rates.products).get(problem.itemsize, rates.ordinary)
+        # Each warp's chain: its depth in instructions, as far as its tiles do not fill the wait.
+        instructions = depth / parts / _MMA_DEPTH.get(problem.itemsize, 8) * problem.terms
+        product = max(rate, instructions * rates.chain)
+    weights = columns * depth * problem.itemsize / rates.memory_bytes
+    state = 2 * rows * depth * problem.itemsize / rates.memory_bytes
+    sums = 2 * parts * rows * columns * 4 / rates.memory_bytes if parts > 1 else 0.0
+    # sigmoid and tanh are an exp and a reciprocal each; an LSTM unit has five of them
+    point_wise = 2 * (5 if problem.cell_state else 1) * rows * units / rates.special
+    return {
+        "product": max(product, weights + state),
+        "sum of parts": sums,
+        "cell": point_wise,
+        "layout": rates.layout,
+    }
+
+
+def _resident(
+    config: ResidentConfig, problem: Problem, limits: DeviceLimits, rates: Rates
+) -> Estimate:
+    H = config.block_h
+    cycles = _tile(config.block_b, H, H, 1, problem, rates)
+    waves = tiles(config.programs(problem), limits.multiprocessors)
+    return _sum(cycles, {}, waves, problem.K * H * H * problem.itemsize, rates)
+
+
+def _grid(config: GridConfig, problem: Problem, limits: DeviceLimits, rates: Rates) -> Estimate:
+    piece = config.num_warps * config.block_k
+    depth = config.pieces(problem) * piece
+    cycles = _tile(config.block_b, config.block_h, depth, config.num_warps, problem, rates)
+    # Programs beyond one a multiprocessor share its units.
+    shared = tiles(config.programs(problem), limits.multiprocessors)
+    bytes_of_h = config.block_b * depth * problem.itemsize
+    cycles["h from L2"] = bytes_of_h / rates.l2_bytes
+    # The first pieces' latency shows; that of later ones does as far as they are not ahead.
+    loads = tiles(config.pieces(problem), config.ahead)
+    arriving = tiles(problem.H, config.block_h) * rates.exchange_of_one
+    waits = {"exchange": rates.exchange + arriving, "L2 latency": loads * rates.l2_latency}
+    turns = tiles(tiles(problem.B, config.block_b), config.lanes)
+    work = {name: value * shared for name, value in cycles.items()}
+    busy = turns * sum(work.values()) / rates.clock
+    one = _sum(work, waits, 1, problem.K * config.block_h * depth * problem.itemsize, rates)
+    # The counters are set to zero first; and while the exchange of one batch tile is on its way a
+    # program works on its others.
+    return Estimate(one.start + rates.launch, max(one.step, busy), one.parts)
+
+
+def _step(config: StepConfig, problem: Problem, limits: DeviceLimits, rates: Rates) -> Estimate:
+    depth = tiles(problem.depth, config.block_k) * config.block_k
+    width = problem.width(config.block_h)
+    cycles = _tile(config.block_b, config.block_h, depth, 1, problem, rates)
+    waves = tiles(config.programs(problem), limits.multiprocessors)
+    streamed = (config.block_b + width) * depth * problem.itemsize
+    # Both are streamed while products are formed.
+    cycles["product"] = waves * max(cycles["product"], streamed / rates.l2_bytes)
+    pieces = depth // config.block_k
+    waits = {
+        "launch": rates.launch,
+        "L2 latency": rates.l2_latency * (1 + tiles(pieces, config.num_stages)),
+    }
+    return _sum(cycles, waits, 1, 0, rates)
+
+
+def _sum(
+    cycles: dict[str, float],
+    waits: dict[str, float],
+    waves: int,
+    weights: int,
+    rates: Rates,
+) -> Estimate:
+    """A step that does its parts one after another; ``weights``: bytes read before the first."""
+    parts = {name: seconds * 1e6 for name, seconds in waits.items()}
+    parts |= {name: value * waves / rates.clock * 1e6 for name, value in cycles.items()}
+    start = rates.start + waves * weights / rates.l2_bytes / rates.clock
+    return Estimate(start, sum(parts.values()) * 1e-6, parts)

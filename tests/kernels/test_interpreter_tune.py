@@ -1,0 +1,106 @@
+"""The search for launch configurations in Triton's interpreter, with a clock that is made up.
+
+``TRITON_INTERPRET=1 pytest tests/kernels/test_interpreter_tune.py``; see test_interpreter.py.
+"""
+
+import os
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="needs Triton (pip install 'fastrnn[triton]')")
+if os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip(
+        "run by: TRITON_INTERPRET=1 pytest tests/kernels/test_interpreter_tune.py",
+        allow_module_level=True,
+    )
+
+import fastrnn
+import fastrnn_kernels as kernels
+from fastrnn import testing
+from fastrnn.request import Request, Spec
+from fastrnn_triton import search, tuned
+
+T, B, H = 2, 3, 20
+REQUEST = Request(
+    cell="lstm", seq_len=T, batch=B, input_size=4, hidden_size=H, proj_size=0, num_layers=1,
+    bidirectional=True, bias=True, dropout=0.0, dtype=torch.float32, device="cpu", arch="",
+    precision="tf32", needs_grad=False, training=False, varlen=False, compiling=False, threads=1,
+)  # fmt: skip
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """The configurations that kernels were launched with."""
+    configs = []
+    forward = kernels.forward
+
+    def spy(*arguments, **options):
+        configs.append(options.get("config"))
+        return forward(*arguments, **options)
+
+    monkeypatch.setattr(kernels, "forward", spy, raising=False)
+    monkeypatch.setattr(search, "SLACK", 1e9)
+    return configs
+
+
+def look(ran, seconds, monkeypatch=None):
+    lines = []
+
+    def clock(call):
+        call()
+        return seconds(ran[-1])
+
+    key, found = search.search(REQUEST, lines.append, device="cpu", clock=clock)
+    return key, found, lines
+
+
+def test_the_fastest_is_found_and_every_regime_is_tried(ran):
+    wanted = kernels.ResidentConfig(16, 32, num_warps=8)
+    key, found, lines = look(ran, lambda config: 1e-6 if config == wanted else 2e-6)
+    assert key == tuned.Key("", "lstm", "float32", "tf32", H, B, 2)
+    assert found.config == wanted
+    assert found.microseconds == pytest.approx(1.0 / T)
+    assert {config.regime for config in ran} == {"resident", "grid", "step"}
+    assert lines[0].startswith("triton: 1 of ")
+    assert "us a step with ResidentConfig" in lines[-1]
+
+
+def test_one_that_is_wrong_or_fails_or_wavers_is_left_out(ran, monkeypatch):
+    sound = kernels.forward
+    calls = {}
+
+    def faulty(*arguments, config=None, **options):
+        made = sound(*arguments, config=config, **options)
+        calls[config] = calls.get(config, 0) + 1
+        if config.regime == "resident":
+            made.output[0, 0, 0, 0] += 0.1
+        elif config.regime == "grid" and config.num_warps == 4:
+            raise RuntimeError("too large to cooperate")
+        elif config.regime == "grid":
+            made.output[0, 0, 0, 0] += 1e-7 * calls[config]
+        return made
+
+    monkeypatch.setattr(kernels, "forward", faulty, raising=False)
+    _, found, lines = look(ran, lambda config: 1e-6)
+    assert found.config.regime == "step"
+    said = "\n".join(lines)
+    assert "ArithmeticError: another result than the step regime's" in said
+    assert "ArithmeticError: another result the second time" in said
+    assert "RuntimeError: too large to cooperate" in said
+
+
+def test_the_backend_runs_what_was_found(ran, monkeypatch):
+    config = kernels.GridConfig(16, 4, 16, lanes=1, ahead=1, num_warps=2)
+    key = tuned.Key("", "lstm", "float32", "ieee", H, B, 2)
+    monkeypatch.setitem(tuned._found, "", {key: tuned.Found(config, 1.0)})
+    problem = testing.random_problem(
+        Spec("lstm", 4, H, bidirectional=True), T, B, dtype=torch.float32
+    )
+    got = testing.run(problem, backend="triton", gradients=False)
+    assert ran == [config]
+    want = testing.run(problem, backend="reference", gradients=False)
+    torch.testing.assert_close(got.output, want.output)
+    # Another batch is another key: the planner's choice.
+    fastrnn.LSTM(4, H, bidirectional=True, backend="triton")(torch.randn(T, B + 1, 4))
+    assert ran[1] is None
