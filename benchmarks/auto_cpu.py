@@ -29,6 +29,7 @@ import torch
 from torch import nn
 
 import fastrnn
+from fastrnn.bench import as_installed
 from fastrnn.doctor import environment
 
 if TYPE_CHECKING:
@@ -55,11 +56,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     rows = []
-    for values in itertools.product(*GRID.values()):
-        case = dict(zip(GRID, values, strict=True))
-        row = {**case, **measure_again_if_behind(case, options.seconds)}
-        rows.append(row)
-        print(line(row), flush=True)
+    with as_installed():
+        for values in itertools.product(*GRID.values()):
+            case = dict(zip(GRID, values, strict=True))
+            row = {**case, **measure_again_if_behind(case, options.seconds)}
+            rows.append(row)
+            print(line(row), flush=True)
     behind = [row for row in rows if row["behind"]]
     print(summary(rows))
     if options.out:

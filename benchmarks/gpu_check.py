@@ -1,18 +1,37 @@
-"""The project on this machine's GPU: parity first, then a short benchmark, into one JSON file.
+"""The project on this machine's GPU: exchange rates, parity, then times, as JSON files.
 
-    python -m benchmarks.gpu_check --out FILE
+    python -m benchmarks.gpu_check [--only PART ...] [--out FILE]
 
-Needs no network, and of Python packages only torch, Triton, pluggy, NumPy, pytest and hypothesis.
-The file is written anew after every part, so that a run that is cut short leaves what it had.
-Exits with 1 if a test failed, a result was out of tolerance, or there is no GPU.
+Parts, in this order: `exchange` (`benchmarks.exchange`), `parity` (the tests marked `gpu`),
+`forward` (`benchmarks.forward_grid`), `benchmark` (a short one of every backend, forward and
+training). Needs no network, and of Python packages only torch, Triton, pluggy, NumPy, pytest and
+hypothesis. Files are written anew after every part, so that a run that is cut short leaves what it
+had: FILE, and beside it FILE-exchange.json and FILE-forward.json. Exits with 1 if a test failed, a
+result was out of tolerance, a part did not end, or there is no GPU. All figures are those of a
+fresh install: what `fastrnn tune` has stored on the machine does not count.
+
+With half an hour of a GPU and 16 cores, in calls of ten minutes that keep Triton's cache and the
+files; each adds its parts to FILE:
+
+1. ``--only exchange parity --seconds 570 --out out/F.json``: half a minute, then an estimated three
+   to five, most of it compiling. A wrong barrier or a failing test ends the session here: a time of
+   a wrong result says nothing. Read the rates: those far from the model's
+   (`kernels/fastrnn_kernels/model.py`) come first.
+2. ``--only forward --seconds 570 --out out/F.json``: an estimated five minutes. Cases are in order
+   of importance; the rates of call 1 are found beside F.json. The same command once more goes on
+   where it was cut.
+3. ``--only benchmark --seconds 570 --out out/F.json``: two or three minutes.
+
+Copy the files to `benchmarks/results/<gpu>/` if they were written elsewhere.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import math
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,10 +42,21 @@ from typing import Any
 
 import torch
 
+from benchmarks.exchange import positive
+from benchmarks.forward_grid import resume, save
 from fastrnn import bench, bench_cases
+from fastrnn.discovery import describe
 from fastrnn.doctor import environment
 
 ROOT = Path(__file__).resolve().parent.parent
+PARTS = ("exchange", "parity", "forward", "benchmark")
+TESTS = ("tests/test_gpu.py", "tests/kernels/test_gpu_regimes.py")
+EXCHANGE_SECONDS = 180
+"""A barrier that does not open would wait for ever."""
+MARGIN = 30
+"""Seconds that `forward` is given to write its report before it is stopped."""
+STOPPED = 124
+"""The exit code of what did not end in time, as of timeout(1)."""
 PROBLEMS: list[dict[str, Any]] = [
     # cuDNN's weak zone as torch drives it: bfloat16, and float32 above its small sizes
     {"cell": ["lstm"], "T": [128], "B": [16, 64], "H": [256, 512, 1024], "dtype": "bfloat16"},
@@ -37,31 +67,59 @@ PROBLEMS: list[dict[str, Any]] = [
     {"cell": ["lstm", "rnn_tanh"], "T": [128], "B": [32], "H": [64], "dtype": "float32"},
     {"cell": ["lstm"], "T": [128], "B": [16], "H": [512], "dtype": "bfloat16", "both": True},
 ]
-"""What is timed, forward and training; `both` asks for two directions."""
+"""What `benchmark` times, forward and training; `both` asks for two directions."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run both parts and write the file; returns the exit code."""
+    """Run the parts and write the files; returns the exit code."""
     parser = argparse.ArgumentParser(prog="gpu_check", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/<gpu>/<time>.json")
-    parser.add_argument("--repeats", type=int, default=bench.REPEATS)
-    parser.add_argument("--no-tests", action="store_true", help="only the benchmark")
-    parser.add_argument("--no-bench", action="store_true", help="only the tests")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART",
+                        help=f"of {', '.join(PARTS)}; default: all")  # fmt: skip
+    parser.add_argument("--seconds", type=float, default=math.inf, help="for all parts together")
+    parser.add_argument("--repeats", type=positive, default=bench.REPEATS)
+    parser.add_argument("--jobs", type=positive, default=min(12, os.cpu_count() or 1),
+                        help="processes of the tests; most of their time is compiling")  # fmt: skip
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         print("gpu_check: torch sees no CUDA or ROCm GPU here", file=sys.stderr)
         return 1
-    out = options.out or default_path()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    result: dict[str, Any] = {"environment": environment(), "started": time.time()}
+    out = (options.out or default_path()).resolve()
+    new = {"environment": environment(), "settings": {}, "started": time.time()}
+    try:
+        result = resume(out, new)
+    except (OSError, KeyError, ValueError) as error:
+        print(f"gpu_check: error: {describe(error)}", file=sys.stderr)
+        return 1
+    with bench.as_installed():
+        return run(options, out, result)
+
+
+def run(options: argparse.Namespace, out: Path, result: dict[str, Any]) -> int:
+    """Run the parts that were asked for, and add them to the result; returns the exit code."""
+    end = time.monotonic() + options.seconds
     failed = False
-    if not options.no_tests:
-        result["parity"] = run_tests()
-        failed |= bool(result["parity"]["failed"]) or result["parity"]["exit_code"] != 0
+    parts = [each for each in PARTS if each in options.only]
+    if torch.version.hip is not None:  # where programs of a launch do not wait for each other
+        parts = [each for each in parts if each not in ("exchange", "forward")]
+    if "exchange" in parts:
+        result["exchange"] = run_exchange(out)
+        failed |= result["exchange"]["exit_code"] != 0
         save(out, result)
-    if not options.no_bench:
+    if "parity" in parts:
+        result["parity"] = run_tests(options.jobs, end - time.monotonic())
+        failed |= bool(result["parity"]["failed"]) or any(result["parity"]["exit_codes"])
+        save(out, result)
+    if "forward" in parts:
+        result["forward"] = run_forward(out, end - time.monotonic())
+        failed |= result["forward"]["exit_code"] != 0
+        save(out, result)
+    if "benchmark" in parts:
         result["benchmark"] = []
         for problem in PROBLEMS:
+            if time.monotonic() > end:
+                print("gpu_check: out of time", file=sys.stderr)
+                break
             rows = measure(problem, options.repeats)
             print(bench.report(rows), flush=True)
             failed |= bool(bench.failures(rows, None))
@@ -78,32 +136,110 @@ def default_path() -> Path:
     return ROOT / "benchmarks" / "results" / name / f"gpu-check-{stamp}.json"
 
 
-def run_tests() -> dict[str, Any]:
-    """The tests marked `gpu`, in a process of their own, which a crash of the driver would end."""
-    begin = time.perf_counter()
+def beside(out: Path, part: str) -> Path:
+    """The file of a part that has one of its own."""
+    return out.with_name(f"{out.stem}-{part}.json")
+
+
+def run_exchange(out: Path) -> dict[str, Any]:
+    """`benchmarks.exchange`, in a process of its own, which a hanging barrier would take along."""
+    path = beside(out, "exchange")
+    return run_module(["benchmarks.exchange", "--out", str(path)], EXCHANGE_SECONDS, path)
+
+
+def run_forward(out: Path, seconds: float) -> dict[str, Any]:
+    """`benchmarks.forward_grid`, with the rates that are beside `out` if there are any."""
+    path, rates = beside(out, "forward"), beside(out, "exchange")
+    command = ["benchmarks.forward_grid", "--out", str(path)]
+    command += ["--rates", str(rates)] if rates.exists() else []
+    if seconds < math.inf:
+        command += ["--seconds", str(max(seconds - MARGIN, 0.0))]
+    return run_module(command, max(seconds, MARGIN), path)
+
+
+def run_module(command: list[str], seconds: float, path: Path) -> dict[str, Any]:
+    """Run a module of the project, for at most so long; returns its exit code and file."""
+    begin = time.monotonic()
+    process = start([sys.executable, "-m", *command], {})
+    code = wait(process, begin + seconds)
+    if code == STOPPED:
+        print(f"gpu_check: {command[0]} did not end within {seconds:.0f} s", file=sys.stderr)
+    return {
+        "exit_code": code,
+        "file": path.name if path.exists() else None,
+        "seconds": time.monotonic() - begin,
+    }
+
+
+def start(command: list[str], settings: dict[str, str], **files: Any) -> subprocess.Popen[bytes]:
+    """Start a tool in a process group of its own, with the project importable."""
+    paths = [str(ROOT / part) for part in ("", "kernels", "plugins")]
+    paths += [path for path in [os.environ.get("PYTHONPATH")] if path]
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **settings}
+    return subprocess.Popen(command, cwd=ROOT, env=variables, process_group=0, **files)
+
+
+def wait(process: subprocess.Popen[bytes], end: float) -> int:
+    """The exit code of a process; STOPPED if it went on beyond ``end``, on the monotonic clock."""
+    try:
+        return process.wait(None if end == math.inf else max(end - time.monotonic(), 1.0))
+    except subprocess.TimeoutExpired:
+        return STOPPED
+    finally:
+        stop(process)  # also where this process is interrupted
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a process that still runs, and what it has started."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def run_tests(jobs: int, seconds: float) -> dict[str, Any]:
+    """The tests marked `gpu`, in processes of their own, which a crash of the driver would end."""
+    begin = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.xml"
-        command = [
-            sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/test_gpu.py",
-            "-p", "no:cacheprovider", f"--junitxml={report}",
-        ]  # fmt: skip
-        paths = [str(ROOT / part) for part in ("", "kernels", "plugins")]
-        paths += [path for path in [os.environ.get("PYTHONPATH")] if path]
-        finished = subprocess.run(
-            command, cwd=ROOT, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}, check=False
-        )
-        cases = list(ET.parse(report).iter("testcase")) if report.exists() else []
+        reports = [Path(folder) / f"report-{index}.xml" for index in range(1, jobs + 1)]
+        logs = [report.with_suffix(".log") for report in reports]
+        running = []
+        for index, (report, log) in enumerate(zip(reports, logs, strict=True), 1):
+            command = [
+                sys.executable, "-m", "pytest", "-v", "-m", "gpu", *TESTS, "-p", "benchmarks.shard",
+                "-p", "no:cacheprovider", f"--junitxml={report}",
+            ]  # fmt: skip
+            # one thread each: what runs on the CPU is small, and there are many processes
+            settings = {"FASTRNN_SHARD": f"{index}/{jobs}", "OMP_NUM_THREADS": "1"}
+            with log.open("wb") as file:
+                running.append(start(command, settings, stdout=file, stderr=subprocess.STDOUT))
+        try:
+            codes = [wait(process, begin + seconds) for process in running]
+        finally:
+            for process in running:
+                stop(process)
+        cases, ends = [], {}
+        for index, (report, log) in enumerate(zip(reports, logs, strict=True)):
+            text = log.read_text(encoding="utf-8", errors="replace")
+            if codes[index] and not report.exists():
+                # the last line names the test that took the process along
+                ends[f"shard {index + 1}"] = text[-2000:]
+            print(text[-4000:] if codes[index] else text.rstrip().rpartition("\n")[2], flush=True)
+            cases += list(ET.parse(report).iter("testcase")) if report.exists() else []
     failed = {}
     for case in cases:
         for problem in [*case.findall("failure"), *case.findall("error")]:
             failed[case.get("name", "")] = problem.get("message", "")[:2000]
-    skipped = sum(1 for case in cases if case.find("skipped") is not None)
+    skips = [case.find("skipped") for case in cases]
+    reasons = sorted({skip.get("message", "") for skip in skips if skip is not None})
+    skipped = sum(1 for skip in skips if skip is not None)
     return {
-        "exit_code": finished.returncode,
+        "exit_codes": codes,
         "passed": len(cases) - len(failed) - skipped,
         "skipped": skipped,
+        "skipped_because": reasons,
         "failed": failed,
-        "seconds": time.perf_counter() - begin,
+        "ended_early": ends,
+        "seconds": time.monotonic() - begin,
     }
 
 
@@ -120,13 +256,6 @@ def measure(problem: dict[str, Any], repeats: int) -> list[bench.Row]:
         repeats=repeats,
         progress=lambda text: print(f"  {text}", file=sys.stderr, flush=True),
     )
-
-
-def save(path: Path, result: dict[str, Any]) -> None:
-    """Write through a second file, so that an interrupted write leaves the last whole one."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    part.replace(path)
 
 
 if __name__ == "__main__":
