@@ -42,9 +42,9 @@ COLD_BYTES = 120_000_000
 """Twice the 60 MB that an H200's L2 holds at the most."""
 PROJECTION = "projection"
 """W_ih x + b alone, which every implementation does beside its steps."""
-FLOOR = ("exchange", "L2 latency", "h from L2", "launch", "product")
+FLOOR = ("exchange", "L2 latency", "operand from L2", "launch", "product")
 """Parts of the model's step that no kernel of that regime can do without."""
-THROUGHPUT = ("h from L2", "product")
+THROUGHPUT = ("operand from L2", "product")
 """Those that each batch tile of a program takes once more."""
 FURTHER = 4
 """How many times torch.nn's root mean square error is still right: it sums in another order, and

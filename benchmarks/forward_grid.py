@@ -237,7 +237,7 @@ def warm(cases: Sequence[Case], processes: int) -> None:
         if config is not None:
             # what a kernel is compiled for: neither T nor B nor how many layers there are
             sizes = case.cell, case.dtype, case.H, case.bidirectional
-            key = regime, sizes, tuple(config.blocks().items()), config.num_warps
+            key = regime, sizes, tuple(config.blocks("forward").items()), config.num_warps
             wanted.setdefault(key, (case, regime))
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
     with ProcessPoolExecutor(max(1, min(processes, len(wanted), 16)), context) as pool:

@@ -48,7 +48,7 @@ _TABLE_KERNELS: dict[Direction, Any] = {
     "backward": table.backward_from_table,
 }
 _INT64 = ("reverse", "stride_t", "stride_b", "stride_g")
-_INT32 = ("T", "B", "G", "t", "t_begin", "t_end", "index")
+_INT32 = ("T", "B", "G", "t", "t_begin", "t_end", "done_begin", "done_end", "index")
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,7 @@ class Report:
 
     Attributes:
         config: the planner's choice.
+        blocks: its compile-time arguments.
         shared: bytes of shared memory of a program.
         registers: of a thread; None where the target's tools do not say.
         spilled: bytes of a thread that went to local memory; None likewise.
@@ -104,6 +105,7 @@ class Report:
     """
 
     config: LaunchConfig
+    blocks: dict[str, int]
     shared: int
     registers: int | None
     spilled: int | None
@@ -119,7 +121,7 @@ class Report:
             "spilled": self.spilled,
             "instructions": self.instructions,
             "warps": self.config.num_warps,
-            **{name.lower(): size for name, size in self.config.blocks().items()},
+            **{name.lower(): size for name, size in self.blocks.items()},
         }
 
 
@@ -137,7 +139,7 @@ def specs(
         for precision in precisions if dtype == "fp32" else ("ieee",):
             for from_table in (False, True):
                 yield Spec(cell, direction, dtype, H, B, precision, from_table)
-            for regime in REGIMES if direction == "forward" else ():
+            for regime in REGIMES:
                 if regime != "step":
                     yield Spec(cell, direction, dtype, H, B, precision, regime=regime)
 
@@ -240,7 +242,7 @@ def compile_spec(spec: Spec, target: str, *, debug: bool = False) -> Report:
                 element = "i64"
             elif name == "counters":
                 element = "i32"
-            elif name == "carry":
+            elif name in ("carry", "parts"):
                 element = "fp64" if spec.dtype == "fp64" else "fp32"
             signature[name] = f"*{element}"
             # Triton passes this on for every pointer that is a multiple of 16 bytes.
@@ -256,7 +258,10 @@ def compile_spec(spec: Spec, target: str, *, debug: bool = False) -> Report:
     registers, spilled = _resources(compiled.asm)
     text = compiled.asm["ptx" if "ptx" in compiled.asm else "amdgcn"]
     count = _instructions(compiled.asm)
-    return Report(config, compiled.metadata.shared, registers, spilled, count, seconds, text)
+    blocks = config.blocks(spec.direction)
+    return Report(
+        config, blocks, compiled.metadata.shared, registers, spilled, count, seconds, text
+    )
 
 
 _TRITON_NAMES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "fp64": "float64"}
@@ -339,7 +344,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"{spec!s:<46} {type(error).__name__}: {error}")
                 continue
             bad += bool(report.spilled)
-            blocks = ", ".join(f"{name} {size}" for name, size in report.config.blocks().items())
+            blocks = ", ".join(f"{name} {size}" for name, size in report.blocks.items())
             print(
                 f"{spec!s:<46} {report.config.num_warps:>5} {report.shared:>7} "
                 f"{report.registers!s:>4} {report.spilled!s:>5} {report.instructions:>6} "

@@ -149,7 +149,7 @@ class Problem:
 
     @property
     def depth(self) -> int:
-        """Length of the dot products of a step: h forward, the gate gradients backward."""
+        """Length of the dot products of a step: that of h forward, of all gate gradients back."""
         return self.H if self.direction == "forward" else self.K * self.H
 
     def width(self, block_h: int) -> int:
@@ -186,7 +186,7 @@ class LaunchConfig:
         """Upper bound in bytes of what a program takes."""
         raise NotImplementedError
 
-    def blocks(self) -> dict[str, int]:
+    def blocks(self, direction: Direction) -> dict[str, int]:
         """Its compile-time arguments."""
         return {"BLOCK_B": self.block_b, "BLOCK_H": self.block_h}
 
@@ -204,12 +204,19 @@ class LaunchConfig:
             value = getattr(self, name)
             if name not in self.counts and (value < 1 or value & (value - 1)):
                 raise ValueError(f"config.{name}: expected a power of two, got {value}")
+        for name, value in self.dots(problem).items():
+            if value < MIN_DOT:
+                raise ValueError(f"config: {name} is {value}, tl.dot needs at least {MIN_DOT}")
         for what, needed, limit in self.needs(problem, limits):
             if needed > limit:
                 raise ValueError(f"{limits.name} has {limit:,} {what}, {self} needs {needed:,}")
 
     counts: ClassVar[tuple[str, ...]] = ()
     """Fields that are counts, not sizes of tiles: no powers of two."""
+
+    def dots(self, problem: Problem) -> dict[str, int]:
+        """Sizes of its products, by name."""
+        return {"block_b": self.block_b}
 
     def needs(self, problem: Problem, limits: DeviceLimits) -> list[tuple[str, int, int]]:
         """(what, how much of it is needed, how much there is)."""
@@ -251,24 +258,18 @@ class StepConfig(LaunchConfig):
         regroup = self.block_b * self.block_h * problem.K * max(problem.itemsize, 4)
         return piece * max(self.num_stages, 1) + regroup
 
-    def blocks(self) -> dict[str, int]:
+    def blocks(self, direction: Direction) -> dict[str, int]:
         """As the base class, and the length of a piece."""
-        return {**super().blocks(), "BLOCK_K": self.block_k}
+        return {**super().blocks(direction), "BLOCK_K": self.block_k}
 
     def options(self, limits: DeviceLimits) -> dict[str, int | bool]:
         """As the base class, and the pieces in flight."""
         return {**super().options(limits), "num_stages": self.num_stages}
 
-    def check(self, problem: Problem, limits: DeviceLimits) -> None:
-        """As the base class, and what tl.dot and the accumulators need."""
-        super().check(problem, limits)
-        for name, value in (
-            ("block_b", self.block_b),
-            ("block_k", self.block_k),
-            ("columns of a tile", problem.width(self.block_h)),
-        ):
-            if value < MIN_DOT:
-                raise ValueError(f"config: {name} is {value}, tl.dot needs at least {MIN_DOT}")
+    def dots(self, problem: Problem) -> dict[str, int]:
+        """As the base class, and the other two dimensions."""
+        columns = {"block_k": self.block_k, "columns of a tile": problem.width(self.block_h)}
+        return {**super().dots(problem), **columns}
 
     def needs(self, problem: Problem, limits: DeviceLimits) -> list[tuple[str, int, int]]:
         """As the base class, and registers for the accumulators."""

@@ -62,15 +62,20 @@ def pieces(
     END: tl.constexpr,
     DEPTH: tl.constexpr,
     BLOCK: tl.constexpr,
+    STRIDE: tl.constexpr,
     CACHE: tl.constexpr,
     ACC: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """Pieces BEGIN <= n < END of an operand as a tuple of tiles, zero past DEPTH."""
+    """Pieces BEGIN <= n < END of an operand as a tuple of tiles, zero past DEPTH.
+
+    BLOCK positions of the contraction lie from one piece to the next, STRIDE elements from one
+    position to the next.
+    """
     tiles = ()
     for n in tl.static_range(BEGIN, END):
         inside = mask & (k + n * BLOCK < DEPTH)
-        tile = tl.load(ptrs + n * BLOCK, mask=inside, other=0.0, cache_modifier=CACHE)
+        tile = tl.load(ptrs + n * (BLOCK * STRIDE), mask=inside, other=0.0, cache_modifier=CACHE)
         if UPCAST:
             tile = tile.to(ACC)
         tiles = tiles + (tile,)
@@ -100,12 +105,12 @@ def product(
     """
     BLOCK: tl.constexpr = PARTS * BLOCK_K
     acc = tl.zeros((PARTS, ROWS, COLS), dtype=ACC)
-    h = pieces(h_ptrs, row_mask, k, 0, AHEAD, DEPTH, BLOCK, ".cg", ACC, UPCAST)
+    h = pieces(h_ptrs, row_mask, k, 0, AHEAD, DEPTH, BLOCK, 1, ".cg", ACC, UPCAST)
     for n in tl.static_range(PIECES):
         acc = tl.dot(h[n], w[n], acc, input_precision=PRECISION, out_dtype=ACC)
         if n + AHEAD < PIECES:
             h = h + pieces(
-                h_ptrs, row_mask, k, n + AHEAD, n + AHEAD + 1, DEPTH, BLOCK, ".cg", ACC, UPCAST
+                h_ptrs, row_mask, k, n + AHEAD, n + AHEAD + 1, DEPTH, BLOCK, 1, ".cg", ACC, UPCAST
             )
     return acc
 
@@ -173,6 +178,7 @@ def forward_grid(
         PIECES,
         H,
         PARTS * BLOCK_K,
+        1,
         "",
         ACC,
         UPCAST,

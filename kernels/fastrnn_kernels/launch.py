@@ -160,17 +160,18 @@ def backward(
     d_c_n: Tensor | None = None,
     reverse: Sequence[bool] | None = None,
     precision: Precision = "ieee",
+    regime: Regime | Literal["auto"] = "auto",
     config: LaunchConfig | None = None,
     launch: Launch = "auto",
 ) -> BackwardResult:
-    """Backpropagate through time, one launch per time step.
+    """Backpropagate through time.
 
     From the last step to the first: ``dh = d_output[t] + d_gates[t+1] W_hh`` (``d_h_n`` at the last
     step), then the gradient of the cell's step gives ``d_gates[t]`` and dc. The gradients of
     weights, biases and inputs are matrix products of d_gates, left to the caller.
 
     Args:
-        cell: as in `forward`, and so are reverse, precision, config and launch.
+        cell: as in `forward`, and so are reverse, precision, regime, config and launch.
         weight_hh: (G, K*H, H), as given to `forward`.
         output: (T, B, G, H), from `forward`.
         gates: (T, B, G, K*H), from `forward`; None for a cell without cell state.
@@ -181,6 +182,7 @@ def backward(
         d_c_n: (G, B, H), or None for zeros.
         reverse: see `forward`.
         precision: see `forward`.
+        regime: see `forward`.
         config: see `forward`.
         launch: see `forward`.
 
@@ -241,7 +243,7 @@ def backward(
         directions,
         {"has_d_output": d_output is not None, "has_d_h_n": d_h_n is not None},
         precision,
-        "step",
+        regime,
         config,
         launch,
     )

@@ -1,4 +1,4 @@
-"""What a forward pass costs in each regime: an explained sum, from sizes and a device's rates.
+"""What a pass costs in each regime: an explained sum, from sizes and a device's rates.
 
 A step is short (about a microsecond) and made of parts that follow one another, most of them
 latencies. Each part is a line below. Nothing of it has been measured on a GPU by this project yet:
@@ -7,7 +7,7 @@ latencies. Each part is a line below. Nothing of it has been measured on a GPU b
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .configs import DeviceLimits, LaunchConfig, Problem, StepConfig, tiles
 from .onchip import GridConfig, ResidentConfig
@@ -19,11 +19,12 @@ class Rates:
 
     Attributes:
         clock: cycles a second under load.
-        exchange: seconds from the last program's store of h to all programs having seen its
+        exchange: seconds from the last program's store to all programs having seen its
             arrival (0.45 to 0.7 us published for a grid-wide exchange through L2, and a fence).
         exchange_of_one: further seconds per program that arrives at one counter.
         l2_latency: seconds of a load that hits L2 (about 270 cycles; far partition more).
         l2_bytes: bytes a cycle that one multiprocessor reads from L2.
+        dram_bytes: bytes a second from device memory (3.35e12 published, three quarters attained).
         memory_bytes: bytes a cycle of a multiprocessor's shared memory.
         products: multiply-adds a cycle of a multiprocessor's tensor cores through mma.sync, by
             bytes of an operand (62 % of what wgmma reaches, by published micro-benchmarks).
@@ -40,6 +41,7 @@ class Rates:
     exchange_of_one: float = 1e-9
     l2_latency: float = 0.25e-6
     l2_bytes: float = 48.0
+    dram_bytes: float = 2.5e12
     memory_bytes: float = 128.0
     products: tuple[tuple[int, float], ...] = ((2, 1270.0), (4, 635.0))
     ordinary: float = 128.0
@@ -56,7 +58,7 @@ _MMA_DEPTH = {2: 16, 4: 8}
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of one forward pass.
+    """Seconds of one pass.
 
     Attributes:
         start: seconds beside the steps: launch, and reading W_hh once.
@@ -81,18 +83,30 @@ def estimate(
 ) -> Estimate:
     """The cost of a configuration that `check` accepts."""
     if isinstance(config, ResidentConfig):
-        return _resident(config, problem, limits, rates)
-    if isinstance(config, GridConfig):
-        return _grid(config, problem, limits, rates)
-    assert isinstance(config, StepConfig)
-    return _step(config, problem, limits, rates)
+        found = _resident(config, problem, limits, rates)
+    elif isinstance(config, GridConfig):
+        found = _grid(config, problem, limits, rates)
+    else:
+        assert isinstance(config, StepConfig)
+        found = _step(config, problem, limits, rates)
+    # Beside all else, what comes from device memory and goes there comes and goes.
+    dram = _traffic(problem) / rates.dram_bytes
+    return replace(found, step=max(found.step, dram), parts={**found.parts, "DRAM": dram * 1e6})
+
+
+def _traffic(problem: Problem) -> int:
+    """Bytes of a step that no cache holds: forward gates_x and output, back what was saved."""
+    if problem.direction == "forward":
+        values = problem.K + 1
+    else:  # gates, c and d_output, or h and d_output; and the gate gradients, which are written
+        values = 2 * problem.K + 2 if problem.cell_state else problem.K + 2
+    return values * problem.G * problem.B * problem.H * problem.itemsize
 
 
 def _tile(
-    rows: int, units: int, depth: int, parts: int, problem: Problem, rates: Rates
+    rows: int, units: int, columns: int, depth: int, parts: int, problem: Problem, rates: Rates
 ) -> dict[str, float]:
     """Cycles of one program for one tile of one step, by part."""
-    columns = units * problem.K
     multiply_adds = rows * columns * depth * problem.terms
     if problem.fma:
         product = multiply_adds / rates.ordinary
@@ -104,8 +118,11 @@ def _tile(
     weights = columns * depth * problem.itemsize / rates.memory_bytes
     state = 2 * rows * depth * problem.itemsize / rates.memory_bytes
     sums = 2 * parts * rows * columns * 4 / rates.memory_bytes if parts > 1 else 0.0
-    # sigmoid and tanh are an exp and a reciprocal each; an LSTM unit has five of them
-    point_wise = 2 * (5 if problem.cell_state else 1) * rows * units / rates.special
+    # sigmoid and tanh are an exp and a reciprocal each: five of an LSTM's unit, one on the way back
+    functions = 5 if problem.cell_state else 1
+    if problem.direction == "backward":
+        functions = int(problem.cell_state)
+    point_wise = 2 * functions * rows * units / rates.special
     return {
         "product": max(product, weights + state),
         "sum of parts": sums,
@@ -118,7 +135,8 @@ def _resident(
     config: ResidentConfig, problem: Problem, limits: DeviceLimits, rates: Rates
 ) -> Estimate:
     H = config.block_h
-    cycles = _tile(config.block_b, H, H, 1, problem, rates)
+    # Back, each gate's product has a sum of its own: as many, and as deep, as forward.
+    cycles = _tile(config.block_b, H, problem.K * H, H, 1, problem, rates)
     waves = tiles(config.programs(problem), limits.multiprocessors)
     return _sum(cycles, {}, waves, problem.K * H * H * problem.itemsize, rates)
 
@@ -126,28 +144,32 @@ def _resident(
 def _grid(config: GridConfig, problem: Problem, limits: DeviceLimits, rates: Rates) -> Estimate:
     piece = config.num_warps * config.block_k
     depth = config.pieces(problem) * piece
-    cycles = _tile(config.block_b, config.block_h, depth, config.num_warps, problem, rates)
+    rows, columns = config.block_b, config.columns(problem)
+    cycles = _tile(rows, config.block_h, columns, depth, config.num_warps, problem, rates)
     # Programs beyond one a multiprocessor share its units.
     shared = tiles(config.programs(problem), limits.multiprocessors)
-    bytes_of_h = config.block_b * depth * problem.itemsize
-    cycles["h from L2"] = bytes_of_h / rates.l2_bytes
+    cycles["operand from L2"] = rows * depth * problem.itemsize / rates.l2_bytes
     # The first pieces' latency shows; that of later ones does as far as they are not ahead.
     loads = tiles(config.pieces(problem), config.ahead)
-    arriving = tiles(problem.H, config.block_h) * rates.exchange_of_one
+    arriving = config.tiles_h(problem) * config.splits * rates.exchange_of_one
     waits = {"exchange": rates.exchange + arriving, "L2 latency": loads * rates.l2_latency}
+    within = {}
+    if config.splits > 1:
+        cycles["sums to L2 and back"] = 2 * rows * columns * 4 / rates.l2_bytes
+        within = {"exchange of sums": rates.exchange + rates.l2_latency}
     turns = tiles(tiles(problem.B, config.block_b), config.lanes)
     work = {name: value * shared for name, value in cycles.items()}
-    busy = turns * sum(work.values()) / rates.clock
-    one = _sum(work, waits, 1, problem.K * config.block_h * depth * problem.itemsize, rates)
-    # The counters are set to zero first; and while the exchange of one batch tile is on its way a
-    # program works on its others.
+    busy = turns * (sum(work.values()) / rates.clock + sum(within.values()))
+    one = _sum(work, {**waits, **within}, 1, columns * depth * problem.itemsize, rates)
+    # The counters are set to zero first; and while the first exchange of one batch tile is on its
+    # way a program works on its others.
     return Estimate(one.start + rates.launch, max(one.step, busy), one.parts)
 
 
 def _step(config: StepConfig, problem: Problem, limits: DeviceLimits, rates: Rates) -> Estimate:
     depth = tiles(problem.depth, config.block_k) * config.block_k
     width = problem.width(config.block_h)
-    cycles = _tile(config.block_b, config.block_h, depth, 1, problem, rates)
+    cycles = _tile(config.block_b, config.block_h, width, depth, 1, problem, rates)
     waves = tiles(config.programs(problem), limits.multiprocessors)
     streamed = (config.block_b + width) * depth * problem.itemsize
     # Both are streamed while products are formed.

@@ -1,8 +1,9 @@
 """Configurations of the regimes that keep W_hh on chip, and every reason why one cannot run.
 
 What fits, for H hidden units of an LSTM in 16 bits on a GPU with 227 KiB of shared memory a program
-and 132 multiprocessors: `resident` up to 128, `grid` up to about 1,700. Elman networks have a
-quarter of the weights. Float32 as "tf32" takes twice the memory, as "tf32x3" four times.
+and 132 multiprocessors: `resident` up to 128, `grid` up to about 1,700, in either direction. Elman
+networks have a quarter of the weights. Float32 as "tf32" takes twice the memory, as "tf32x3" four
+times.
 """
 
 from __future__ import annotations
@@ -14,14 +15,18 @@ from dataclasses import dataclass, replace
 from .configs import (
     MIN_DOT,
     DeviceLimits,
+    Direction,
     LaunchConfig,
     Problem,
     power_of_two,
     tiles,
 )
 
-# Columns (gates) a tile may have: 16 is tl.dot's least; beyond 128 no program has the registers.
+# Columns of a product: 16 is tl.dot's least; beyond 128 no program has the registers.
 GRID_COLUMNS = (16, 32, 64, 128)
+# Programs that share a tile of columns on the way back, and hidden units that each must have.
+GRID_SPLITS = (1, 2, 4, 8)
+MIN_OWN_UNITS = 4
 GRID_WARPS = (4, 8)
 BLOCK_B = (16, 32, 64)
 # What a thread may hold before the compiler spills, found by compiling: sums of a grid's tile times
@@ -50,6 +55,10 @@ class ResidentConfig(LaunchConfig):
         weights = _split(problem) * problem.K * self.block_h**2 * problem.itemsize
         return weights + self.block_b * self.block_h * problem.K * problem.itemsize
 
+    def dots(self, problem: Problem) -> dict[str, int]:
+        """As the base class, and the other two dimensions."""
+        return {**super().dots(problem), "block_h": self.block_h}
+
     def options(self, limits: DeviceLimits) -> dict[str, int | bool]:
         """As the base class, all registers, and no software pipelining: nothing to load ahead."""
         return {**super().options(limits), **all_registers(self, limits), "num_stages": 1}
@@ -68,12 +77,16 @@ class ResidentConfig(LaunchConfig):
 
 @dataclass(frozen=True)
 class GridConfig(LaunchConfig):
-    """W_hh split over programs by hidden units; each warp contracts one part of h.
+    """W_hh split over programs by hidden units; each warp contracts one part of what is exchanged.
+
+    Forward a tile has the K * block_h gates of block_h units, and h is exchanged. On the way back
+    `splits` programs share a tile of splits * block_h units, and gate gradients are exchanged.
 
     Attributes:
         block_k: length of a piece of one part of the contraction.
         lanes: programs that share the batch tiles of a group between them.
-        ahead: pieces of h asked for before the first is multiplied.
+        ahead: pieces of the operand asked for before the first is multiplied.
+        splits: programs that share the contraction of a tile; 1 forward.
     """
 
     regime = "grid"
@@ -82,38 +95,64 @@ class GridConfig(LaunchConfig):
     block_k: int
     lanes: int
     ahead: int
+    splits: int = 1
+
+    def columns(self, problem: Problem) -> int:
+        """Columns of a product."""
+        return problem.width(self.block_h * self.splits)
 
     def pieces(self, problem: Problem) -> int:
         """Pieces of the contraction, num_warps * block_k long."""
-        return tiles(problem.H, self.num_warps * self.block_k)
+        return tiles(problem.depth // self.splits, self.num_warps * self.block_k)
+
+    def tiles_h(self, problem: Problem) -> int:
+        """Tiles of hidden units."""
+        return tiles(problem.H, self.block_h * self.splits)
 
     def programs(self, problem: Problem) -> int:
         """All of them wait for each other."""
-        return problem.G * self.lanes * tiles(problem.H, self.block_h)
+        return problem.G * self.lanes * self.tiles_h(problem) * self.splits
 
     def weights(self, problem: Problem) -> int:
-        """Bytes of its rows of W_hh."""
+        """Bytes of its part of W_hh."""
         depth = self.pieces(problem) * self.num_warps * self.block_k
-        return _split(problem) * depth * problem.K * self.block_h * problem.itemsize
+        return _split(problem) * depth * self.columns(problem) * problem.itemsize
 
     def piece(self, problem: Problem) -> int:
-        """Bytes of a piece of h, of all parts."""
+        """Bytes of a piece of the operand, of all parts."""
         return self.block_b * self.num_warps * self.block_k * problem.itemsize
 
     def shared_memory(self, problem: Problem) -> int:
-        """Its rows of W_hh, and either the pieces of h on their way or the parts to be summed."""
-        parts = self.num_warps * self.block_b * problem.K * self.block_h * 4
+        """Its part of W_hh, and either the pieces on their way or the parts to be summed."""
+        parts = self.num_warps * self.block_b * self.columns(problem) * 4
         return self.weights(problem) + max(self.ahead * self.piece(problem), parts)
 
-    def blocks(self) -> dict[str, int]:
+    def blocks(self, direction: Direction) -> dict[str, int]:
         """As the base class, and how the contraction is cut."""
         cut = {"BLOCK_K": self.block_k, "PARTS": self.num_warps, "AHEAD": self.ahead}
-        return {**super().blocks(), **cut}
+        if direction == "backward":
+            cut["SPLITS"] = self.splits
+        return {**super().blocks(direction), **cut}
+
+    def dots(self, problem: Problem) -> dict[str, int]:
+        """As the base class, and the other two dimensions."""
+        columns = {"block_k": self.block_k, "columns of a tile": self.columns(problem)}
+        return {**super().dots(problem), **columns}
+
+    def check(self, problem: Problem, limits: DeviceLimits) -> None:
+        """As the base class, and that the contraction can be shared."""
+        super().check(problem, limits)
+        if problem.direction == "forward" and self.splits != 1:
+            raise ValueError(f"config.splits: expected 1 in a forward pass, got {self.splits}")
+        if problem.depth % self.splits:
+            raise ValueError(
+                f"config.splits: expected a divisor of {problem.depth}, got {self.splits}"
+            )
 
     def options(self, limits: DeviceLimits) -> dict[str, int | bool]:
         """Cooperative: the driver refuses what cannot run at the same time.
 
-        Software pipelining (num_stages > 1) would load h before the others have stored it.
+        Software pipelining (num_stages > 1) would load what the others have not stored yet.
         """
         options = {**super().options(limits), **all_registers(self, limits), "num_stages": 1}
         return {**options, "launch_cooperative_grid": True}
@@ -121,7 +160,7 @@ class GridConfig(LaunchConfig):
     def needs(self, problem: Problem, limits: DeviceLimits) -> list[tuple[str, int, int]]:
         """As the base class, registers for the sums, and room for all programs at once."""
         threads = self.num_warps * limits.warp_size
-        sums = self.block_b * self.block_h * problem.K // limits.warp_size
+        sums = self.block_b * self.columns(problem) // limits.warp_size
         at_once = self.ahead == self.pieces(problem)
         operand = problem.itemsize * _split(problem)
         together = limits.resident_programs(threads, self.shared_memory(problem))
@@ -159,20 +198,22 @@ def resident_candidates(problem: Problem) -> Iterator[ResidentConfig]:
 
 def grid_candidates(problem: Problem, limits: DeviceLimits) -> Iterator[GridConfig]:
     """Every configuration of the `grid` regime worth a look, those that cannot run among them."""
-    for columns, num_warps, block_b in itertools.product(
-        GRID_COLUMNS, GRID_WARPS, _batch_blocks(problem)
+    for columns, num_warps, block_b, splits in itertools.product(
+        GRID_COLUMNS, GRID_WARPS, _batch_blocks(problem), _splits(problem)
     ):
-        block_h = columns // problem.K
-        tiles_h = tiles(problem.H, block_h)
-        if columns > MIN_DOT and tiles_h == tiles(problem.H, block_h // 2):
+        block_h = columns // problem.width(splits)
+        tile = block_h * splits
+        if block_h < MIN_OWN_UNITS:
+            continue
+        if columns > MIN_DOT and tiles(problem.H, tile) == tiles(problem.H, tile // 2):
             continue  # as many programs with half the work each
-        for block_k in _piece_lengths(problem.H, num_warps, problem.itemsize):
-            one = GridConfig(block_b, block_h, block_k, 1, 1, num_warps=num_warps)
+        for block_k in _piece_lengths(problem.depth // splits, num_warps, problem.itemsize):
+            one = GridConfig(block_b, block_h, block_k, 1, 1, splits, num_warps=num_warps)
             for ahead in _aheads(one, problem, limits):
                 config = replace(one, ahead=ahead)
                 threads = num_warps * limits.warp_size
                 room = limits.resident_programs(threads, config.shared_memory(problem))
-                lanes = min(tiles(problem.B, block_b), room // (tiles_h * problem.G))
+                lanes = min(tiles(problem.B, block_b), room // config.programs(problem))
                 yield replace(config, lanes=max(lanes, 1))
 
 
@@ -213,6 +254,13 @@ def _split(problem: Problem) -> int:
     return 2 if problem.terms == 3 else 1
 
 
+def _splits(problem: Problem) -> list[int]:
+    """Of a contraction on the way back, into parts that start at a multiple of MIN_DOT."""
+    if problem.direction == "forward":
+        return [1]
+    return [n for n in GRID_SPLITS if n == 1 or problem.depth % (n * MIN_DOT) == 0]
+
+
 def _batch_blocks(problem: Problem) -> list[int]:
     """Rows of a tile, none of which would be more than half empty if a smaller one covers B."""
     return [b for b in BLOCK_B if b == MIN_DOT or b < 2 * problem.B]
@@ -226,15 +274,14 @@ def _aheads(config: GridConfig, problem: Problem, limits: DeviceLimits) -> list[
     return sorted(fit, reverse=True) or [1]
 
 
-def _piece_lengths(H: int, parts: int, itemsize: int) -> list[int]:
+def _piece_lengths(depth: int, parts: int, itemsize: int) -> list[int]:
     """Lengths that pad the contraction least, the longest first.
 
     No longer than what memory gives at once: the compiler has the fewer values to keep in registers
     the shorter pieces are, and their latency shows only as far as they are not on their way.
     """
-    lengths = [
-        k for k in (64, 32, 16) if k * itemsize <= LINE and tiles(H, parts * k) <= MAX_PIECES
-    ]
-    padded = {k: tiles(H, parts * k) * parts * k for k in lengths}
+    lengths = [k for k in (64, 32, 16) if k * itemsize <= LINE]
+    lengths = [k for k in lengths if tiles(depth, parts * k) <= MAX_PIECES]
+    padded = {k: tiles(depth, parts * k) * parts * k for k in lengths}
     least = min(padded.values(), default=0)
     return [k for k in lengths if padded[k] <= 1.1 * least]

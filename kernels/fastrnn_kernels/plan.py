@@ -51,9 +51,9 @@ def candidates(
 ) -> Iterator[LaunchConfig]:
     """Every configuration that can run, of one regime or of all."""
     found: list[LaunchConfig] = []
-    if problem.direction == "forward" and regime in (None, "resident"):
+    if regime in (None, "resident"):
         found += resident_candidates(problem)
-    if problem.direction == "forward" and regime in (None, "grid") and limits.exchange:
+    if regime in (None, "grid") and limits.exchange:
         found += grid_candidates(problem, limits)
     for config in found:
         if all(needed <= limit for _, needed, limit in config.needs(problem, limits)):
@@ -66,8 +66,6 @@ def reason_against(regime: Regime, problem: Problem, limits: DeviceLimits) -> st
     """Why a regime cannot run a problem on a device; None if it can."""
     if regime == "step":
         return None
-    if problem.direction == "backward":
-        return "it runs forwards only"
     if regime == "resident":
         return reason_against_resident(problem, limits)
     return reason_against_grid(problem, limits)

@@ -31,6 +31,7 @@ from .addressing import (
     time_position,
     weight_rows,
 )
+from .saved import load_step
 
 _RUN_TIME = ["T", "B", "G", "t", "reverse", "stride_t", "stride_b", "stride_g"]
 
@@ -225,31 +226,19 @@ def backward_step(
     gate_offsets = (row_of_all * (K * H))[:, None] + units[None, :]
     group_offsets = (row_of_group * H)[:, None] + units[None, :]
 
-    h = tl.load(output + unit_offsets, mask=unit_tile, other=0.0).to(ACC)
+    dy, h, c_prev, activated = load_step(
+        t, g, rows, units, unit_tile,
+        d_output, gates, cells, output, c0, T, B, G, reverse, stride_t, stride_b, stride_g,
+        H, K, CELL_STATE, HAS_D_OUTPUT, ALIGN,
+    )  # fmt: skip
+    c = tl.zeros((BLOCK_B, BLOCK_H), dtype=ACC)
+    dc = c
     if CELL_STATE:
-        first = t == 0
-        prev_row = tl.where(first, row_of_group, row_of_all - forwards * B * G)
-        c_prev_ptrs = tl.where(first, c0, cells) + (prev_row * H)[:, None] + units[None, :]
-        c_prev = tl.load(c_prev_ptrs, mask=unit_tile, other=0.0).to(ACC)
         c = tl.load(cells + unit_offsets, mask=unit_tile, other=0.0).to(ACC)
-        saved = load_gates(gates + gate_offsets, unit_tile, K, H)
-        activated = in_acc(saved, K, ACC)
         dc = tl.load(carry + group_offsets, mask=unit_tile, other=0.0)
-    else:
-        c = tl.zeros((BLOCK_B, BLOCK_H), dtype=ACC)
-        c_prev = c
-        dc = c
-        activated = (c,)
 
     last = t == T - 1
-    dh = tl.zeros((BLOCK_B, BLOCK_H), dtype=ACC)
-    if HAS_D_OUTPUT:
-        dy = (
-            d_output
-            + (tau * stride_t + g * stride_g) * ALIGN
-            + (rows * (stride_b * ALIGN))[:, None]
-        ) + units[None, :]
-        dh += tl.load(dy, mask=unit_tile, other=0.0).to(ACC)
+    dh = dy.to(ACC)
     if HAS_D_H_N:
         dh += tl.load(d_h_n + group_offsets, mask=unit_tile & last, other=0.0).to(ACC)
     # A branch, not zeros in place of d_gates: 0 * W_hh is NaN where W_hh is not finite.
@@ -268,7 +257,7 @@ def backward_step(
             UPCAST,
             BLOCK_K,
         )
-    d_pre, dc = GRAD(h, activated, c, c_prev, dh, dc)
+    d_pre, dc = GRAD(h.to(ACC), in_acc(activated, K, ACC), c, c_prev.to(ACC), dh, dc)
 
     store_gates(d_gates + gate_offsets, d_pre, unit_tile, K, H)
     if CELL_STATE:

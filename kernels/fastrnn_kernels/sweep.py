@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,10 @@ from .cells import Cell
 from .configs import DeviceLimits, Direction, LaunchConfig, Problem, Regime, tiles
 from .exchange import COUNTER_STRIDE
 from .grid import forward_grid
+from .grid_backward import backward_grid
+from .onchip import GridConfig
 from .resident import forward_resident
+from .resident_backward import backward_resident
 from .step import backward_kernel, forward_kernel
 
 # Under TRITON_INTERPRET=1, @triton.jit makes something that runs on the CPU through NumPy.
@@ -29,7 +33,9 @@ KERNELS: dict[tuple[Regime, Direction], Any] = {
     ("step", "forward"): forward_kernel,
     ("step", "backward"): backward_kernel,
     ("resident", "forward"): forward_resident,
+    ("resident", "backward"): backward_resident,
     ("grid", "forward"): forward_grid,
+    ("grid", "backward"): backward_grid,
 }
 
 TRITON_DTYPES = {
@@ -86,10 +92,12 @@ def constants(
         "PRECISION": precision if dtype == torch.float32 else "ieee",
         "UPCAST": INTERPRETED and dtype == torch.bfloat16,
         "ALIGN": align,
-        **config.blocks(),
+        **config.blocks(direction),
     }
     if config.regime == "grid":
         shared["INTERPRETED"] = INTERPRETED
+        if direction == "backward":
+            shared["PHASE"] = 0
     if direction == "forward":
         return {"STEP": cell.step, "SAVE": save and cell.has_cell_state, **shared}
     flags = {"HAS_D_OUTPUT": has_d_output, "HAS_D_H_N": has_d_h_n}
@@ -155,10 +163,33 @@ def run(sweep: Sweep) -> None:
     if config.regime == "resident":
         launch(*sweep.tensors, *sizes, *rest, **sweep.constants, **sweep.options)
         return
-    shape = (problem.G, tiles(problem.B, config.block_b), COUNTER_STRIDE.value)
-    counters = torch.zeros(shape, dtype=torch.int32, device=sweep.tensors[0].device)
-    ranges = [(0, sweep.T)]
-    if INTERPRETED:  # programs run one after another and cannot wait for each other
-        ranges = [(t, t + 1) for t in range(sweep.T)]
-    for span in ranges:
-        launch(*sweep.tensors, counters, *sizes, *span, *rest, **sweep.constants, **sweep.options)
+    tensors = sweep.tensors + exchanged(sweep)
+    if not INTERPRETED:
+        launch(*tensors, *sizes, 0, sweep.T, *rest, **sweep.constants, **sweep.options)
+        return
+    # Programs run one after another and cannot wait for each other: one launch a step and phase.
+    phases = [{"PHASE": 1}, {"PHASE": 2}] if sweep.constants.get("SPLITS", 1) > 1 else [{}]
+    for t, phase in itertools.product(range(sweep.T), phases):
+        launch(*tensors, *sizes, t, t + 1, *rest, **{**sweep.constants, **phase})
+
+
+def exchanged(sweep: Sweep) -> tuple[torch.Tensor, ...]:
+    """What the programs of a `grid` launch wait by, and the sums that they share."""
+    problem, config, device = sweep.problem, sweep.config, sweep.tensors[0].device
+    assert isinstance(config, GridConfig)
+    tiles_b, tiles_h = tiles(problem.B, config.block_b), config.tiles_h(problem)
+    back = problem.direction == "backward"
+    counters = torch.zeros(
+        (problem.G, tiles_b, 1 + back * tiles_h, COUNTER_STRIDE.value),
+        dtype=torch.int32,
+        device=device,
+    )
+    if not back:
+        return (counters,)
+    size = (tiles_h, config.splits, config.block_b, config.columns(problem))
+    parts = torch.empty(
+        (problem.G, tiles_b, *size) if config.splits > 1 else (1,),
+        dtype=accumulation_dtype(sweep.tensors[-1].dtype),
+        device=device,
+    )
+    return parts, counters

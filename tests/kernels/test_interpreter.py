@@ -25,6 +25,7 @@ from fastrnn_kernels.plan import REGIMES
 
 SMALL = kernels.StepConfig(block_b=16, block_h=16, block_k=16)  # H = 33 and 70 take several tiles
 GRID = kernels.GridConfig(block_b=16, block_h=16, block_k=16, lanes=1, ahead=1, num_warps=2)
+SHARED = replace(GRID, block_h=8, splits=2)  # two programs share a tile of 16 units on the way back
 F32, F16, BF16, F64 = torch.float32, torch.float16, torch.bfloat16, torch.float64
 STATEFUL = {"lstm"}
 
@@ -42,24 +43,27 @@ class Case:
     config: kernels.LaunchConfig | None = None
     launch: str = "direct"
     regime: str = "step"
+    back: kernels.LaunchConfig | None = None  # of the backward pass; config is that of both in step
 
     def __str__(self):
         directions = "".join("<" if r else ">" for r in self.reverse)
         name = f"{self.cell}-T{self.T}-B{self.B}-H{self.H}-{str(self.dtype).split('.')[1]}"
-        extras = ["strided"] * self.strided + ["tiles"] * (self.config is not None)
+        extras = ["strided"] * self.strided
+        extras += ["tiles"] * (self.config is not None or self.back is not None)
         how = self.launch if self.regime == "step" else self.regime
         return "-".join([name, directions, f"d{self.grads}", *extras, how])
 
     @property
     def forward_options(self):
-        """The backward pass has the step regime only."""
         if self.regime == "step":
             return {"config": self.config, "launch": self.launch}
         return {"config": self.config, "regime": self.regime}
 
     @property
     def backward_options(self):
-        return {"config": self.config, "launch": self.launch} if self.regime == "step" else {}
+        if self.regime == "step":
+            return {"config": self.config, "launch": self.launch}
+        return {"config": self.back, "regime": self.regime}
 
 
 # Each pair of values meets at least once; the full product would take an hour.
@@ -93,15 +97,66 @@ CASES = [
     Case("rnn_relu", 3, 2, 70, F32, grads="y", regime="resident"),
     Case("rnn_sigmoid", 2, 3, 3, BF16, (True, True), grads="yh", regime="resident"),
     Case("lstm", 3, 3, 70, F32, (False, True), regime="grid"),
-    Case("lstm", 2, 17, 33, BF16, (True,), strided=True, regime="grid", config=GRID),
-    Case("lstm", 3, 40, 20, F32, (True, False), regime="grid", config=replace(GRID, lanes=2)),
+    Case("lstm", 2, 17, 33, BF16, (True,), strided=True, regime="grid", config=GRID, back=SHARED),
+    Case(
+        "lstm",
+        3,
+        40,
+        20,
+        F32,
+        (True, False),
+        grads="yc",
+        regime="grid",
+        config=replace(GRID, lanes=2),
+        back=replace(GRID, lanes=2),
+    ),
     Case("lstm", 1, 2, 130, F16, strided=True, regime="grid"),
-    Case("lstm", 17, 1, 3, F32, regime="grid", config=replace(GRID, num_warps=1, block_h=4)),
-    Case("lstm", 2, 3, 70, F16, regime="grid", config=replace(GRID, num_warps=4, ahead=2)),
+    Case(
+        "lstm",
+        17,
+        1,
+        3,
+        F32,
+        grads="h",
+        regime="grid",
+        config=replace(GRID, num_warps=1, block_h=4),
+        back=replace(SHARED, num_warps=1),
+    ),
+    Case(
+        "lstm",
+        2,
+        3,
+        70,
+        F16,
+        regime="grid",
+        config=replace(GRID, num_warps=4, ahead=2),
+        back=replace(SHARED, num_warps=4, ahead=2),
+    ),
+    Case(
+        "lstm",
+        2,
+        20,
+        64,
+        F64,
+        (True, False),
+        grads="c",
+        regime="grid",
+        back=replace(SHARED, splits=4, lanes=2, ahead=2),
+    ),
     Case("rnn_tanh", 17, 3, 70, F32, (False, True), grads="yh", regime="grid", config=GRID),
-    Case("rnn_relu", 3, 17, 33, F16, (True,), strided=True, regime="grid"),
-    Case("rnn_sigmoid", 2, 2, 200, BF16, grads="h", regime="grid"),
-    Case("rnn_tanh", 3, 1, 300, F32, regime="grid", config=replace(GRID, num_warps=8, ahead=3)),
+    Case("rnn_relu", 3, 17, 33, F16, (True,), grads="yh", strided=True, regime="grid"),
+    Case("rnn_sigmoid", 2, 2, 200, BF16, grads="h", regime="grid", back=SHARED),
+    Case(
+        "rnn_tanh",
+        3,
+        1,
+        300,
+        F32,
+        grads="yh",
+        regime="grid",
+        config=replace(GRID, num_warps=8, ahead=3),
+        back=replace(SHARED, num_warps=8, ahead=3),
+    ),
 ]
 
 

@@ -1,0 +1,198 @@
+# mypy: ignore-errors
+"""Back through time in the `grid` regime: one launch, W_hh split over programs and kept on chip.
+
+dh = d_output[t] + d_gates[t+1] W_hh contracts over all K*H gate gradients, K times what the forward
+pass exchanges, and a multiprocessor reads only so many bytes a cycle from L2. So SPLITS programs
+share a tile of SPLITS x BLOCK_H columns of W_hh: each contracts one part of the gate gradients for
+all of the columns (first phase), stores what it got, waits for the others of its tile, and adds up
+the SPLITS parts of its own BLOCK_H units (second phase). With SPLITS = 1 there is no second phase.
+Sums are added in the same order on every run.
+
+As in `grid.py`, a step waits for the gate gradients of the step after; batch tiles do not wait for
+each other; each warp contracts one of PARTS parts. ``done`` counts steps in processing order: t is
+T - 1 - done, and a launch does steps done_begin <= done < done_end. PHASE is 0 (both), or in the
+interpreter, where nobody can wait, 1 or 2. Constants are those of `step.py`.
+"""
+
+import triton
+import triton.language as tl
+
+from .addressing import in_acc, store_gates, time_position
+from .exchange import COUNTER_STRIDE, arrive, wait
+from .grid import pieces, product, sum_of_parts
+from .saved import load_step
+
+_RUN_TIME = [
+    "T", "B", "G", "done_begin", "done_end", "reverse", "stride_t", "stride_b", "stride_g",
+]  # fmt: skip
+
+
+@triton.jit
+def sum_of_splits(
+    ptrs,  # (BLOCK_B, BLOCK_H): of the part of program 0
+    stride,  # from one program's part to the next
+    SPLITS: tl.constexpr,
+):
+    """The parts of one's own units, stored by SPLITS programs; all are asked for at once."""
+    parts = ()
+    for n in tl.static_range(SPLITS):
+        parts = parts + (tl.load(ptrs + n * stride, cache_modifier=".cg"),)
+    total = parts[0]
+    for n in tl.static_range(1, SPLITS):
+        total += parts[n]
+    return total
+
+
+@triton.jit(do_not_specialize=_RUN_TIME)
+def backward_grid(
+    d_output,  # (T, B, G, H), last dimension contiguous; read if HAS_D_OUTPUT
+    d_h_n,  # (G, B, H); read if HAS_D_H_N
+    weight_hh,  # (G, K*H, H)
+    gates,  # (T, B, G, K*H), as saved; read if CELL_STATE
+    cells,  # (T, B, G, H), as saved; read if CELL_STATE
+    output,  # (T, B, G, H), as made by forward
+    c0,  # (G, B, H); read if CELL_STATE
+    carry,  # (G, B, H) in ACC: dL/dc_n before, dL/dc_0 after
+    d_gates,  # (T, B, G, K*H), written: dL/dgates_x
+    parts,  # (G, cdiv(B, BLOCK_B), tiles_h, SPLITS, BLOCK_B, COLS) in ACC; not used if SPLITS is 1
+    counters,  # (G, cdiv(B, BLOCK_B), 1 + tiles_h, COUNTER_STRIDE) int32, zero
+    T,
+    B,
+    G,
+    done_begin,
+    done_end,
+    reverse: tl.int64,
+    stride_t: tl.int64,
+    stride_b: tl.int64,
+    stride_g: tl.int64,
+    GRAD: tl.constexpr,
+    H: tl.constexpr,
+    K: tl.constexpr,
+    CELL_STATE: tl.constexpr,
+    HAS_D_OUTPUT: tl.constexpr,
+    HAS_D_H_N: tl.constexpr,
+    ACC: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+    PHASE: tl.constexpr,
+    ALIGN: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PARTS: tl.constexpr,
+    AHEAD: tl.constexpr,
+    SPLITS: tl.constexpr,
+):
+    """Launched with (G * lanes * tiles_h * SPLITS,) programs, all resident at once.
+
+    tiles_h is cdiv(H, SPLITS * BLOCK_H); SPLITS divides K*H. Lanes are as in `grid.py`.
+    """
+    COLS: tl.constexpr = SPLITS * BLOCK_H
+    DEPTH: tl.constexpr = K * H // SPLITS
+    PIECES: tl.constexpr = (DEPTH + PARTS * BLOCK_K - 1) // (PARTS * BLOCK_K)
+    tiles_h: tl.constexpr = (H + COLS - 1) // COLS
+    programs: tl.constexpr = tiles_h * SPLITS  # that share a batch tile
+    tiles_b = tl.cdiv(B, BLOCK_B)
+    program = tl.program_id(0)
+    lanes = tl.num_programs(0) // programs // G
+    g = (program // programs // lanes).to(tl.int64)
+    lane = program // programs % lanes
+    tile_h = program % programs // SPLITS
+    split = program % SPLITS
+    cols = tile_h * COLS + tl.arange(0, COLS)
+    units = tile_h * COLS + split * BLOCK_H + tl.arange(0, BLOCK_H)
+    k = tl.arange(0, PARTS)[:, None] * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
+
+    w = pieces(
+        weight_hh
+        + g * (K * H * H)
+        + (split * DEPTH + k[:, :, None]).to(tl.int64) * H
+        + cols[None, None, :],
+        (cols < H)[None, None, :],
+        k[:, :, None],
+        0,
+        PIECES,
+        DEPTH,
+        PARTS * BLOCK_K,
+        H,
+        "",
+        ACC,
+        UPCAST,
+    )
+    for done in range(done_begin, done_end):
+        t = T - 1 - done
+        tau, forwards = time_position(t, g, T, reverse)
+        for tile in range(lane, tiles_b, lanes):
+            rows = (tile * BLOCK_B + tl.arange(0, BLOCK_B)).to(tl.int64)
+            row_mask = rows < B
+            unit_tile = row_mask[:, None] & (units < H)[None, :]
+            row_of_all = (tau * B + rows) * G + g
+            counter = counters + (g * tiles_b + tile) * ((1 + tiles_h) * COUNTER_STRIDE)
+            own_part = ((g * tiles_b + tile) * tiles_h + tile_h) * (SPLITS * BLOCK_B * COLS)
+            part_rows = (tl.arange(0, BLOCK_B) * COLS)[:, None]
+
+            # What does not depend on the others is asked for before waiting for them.
+            dy, h, c_prev, activated = load_step(
+                t, g, rows, units, unit_tile,
+                d_output, gates, cells, output, c0,
+                T, B, G, reverse, stride_t, stride_b, stride_g,
+                H, K, CELL_STATE, HAS_D_OUTPUT, ALIGN,
+            )  # fmt: skip
+            c = tl.zeros((BLOCK_B, BLOCK_H), dtype=ACC)
+            if CELL_STATE:
+                c_ptrs = cells + (row_of_all * H)[:, None] + units[None, :]
+                c = tl.load(c_ptrs, mask=unit_tile, other=0.0).to(ACC)
+
+            if PHASE != 2:
+                wait(counter, (done - done_begin) * programs, INTERPRETED)
+                next_rows = (row_of_all + forwards * B * G) * (K * H) + split * DEPTH
+                acc = product(
+                    d_gates + next_rows[None, :, None] + k[:, None, :],
+                    (row_mask & (done > 0))[None, :, None],
+                    k[:, None, :],
+                    w,
+                    PIECES,
+                    AHEAD,
+                    DEPTH,
+                    BLOCK_B,
+                    COLS,
+                    PARTS,
+                    BLOCK_K,
+                    ACC,
+                    PRECISION,
+                    UPCAST,
+                )
+                acc = sum_of_parts(acc, PARTS, BLOCK_B, COLS)
+                # Not by the zeros that were read: 0 * W_hh is NaN where W_hh is not finite.
+                acc = tl.where(done > 0, acc, 0.0)
+                if SPLITS > 1:
+                    part_cols = split * (BLOCK_B * COLS) + tl.arange(0, COLS)
+                    tl.store(parts + own_part + part_rows + part_cols[None, :], acc)
+                    arrive(counter + (1 + tile_h) * COUNTER_STRIDE)
+            if PHASE != 1:
+                if SPLITS > 1:
+                    tile_counter = counter + (1 + tile_h) * COUNTER_STRIDE
+                    if PHASE == 0:
+                        wait(tile_counter, (done - done_begin + 1) * SPLITS, INTERPRETED)
+                    own_cols = split * BLOCK_H + tl.arange(0, BLOCK_H)
+                    part_ptrs = parts + own_part + part_rows + own_cols[None, :]
+                    dh = sum_of_splits(part_ptrs, BLOCK_B * COLS, SPLITS)
+                else:
+                    dh = acc
+                state_offsets = ((g * B + rows) * H)[:, None] + units[None, :]
+                dh += dy.to(ACC)
+                if HAS_D_H_N:
+                    last = unit_tile & (done == 0)
+                    dh += tl.load(d_h_n + state_offsets, mask=last, other=0.0).to(ACC)
+                dc = tl.zeros((BLOCK_B, BLOCK_H), dtype=ACC)
+                if CELL_STATE:
+                    # After a wait, whose barrier stands between this and the store before it.
+                    dc = tl.load(carry + state_offsets, mask=unit_tile, other=0.0)
+                d_pre, dc = GRAD(h.to(ACC), in_acc(activated, K, ACC), c, c_prev.to(ACC), dh, dc)
+
+                gate_offsets = (row_of_all * (K * H))[:, None] + units[None, :]
+                store_gates(d_gates + gate_offsets, d_pre, unit_tile, K, H)
+                arrive(counter)
+                if CELL_STATE:
+                    tl.store(carry + state_offsets, dc, mask=unit_tile)

@@ -1,0 +1,122 @@
+# mypy: ignore-errors
+"""Back through time in the `resident` regime: one launch, each program with all of W_hh.
+
+A program owns BLOCK_B batch rows of one group. The gate gradients of the step after never leave the
+program: dh = d_output[t] + d_gates[t+1] W_hh is one product per gate, of what it has just computed
+with what it holds in shared memory. Constants are those of `step.py`.
+"""
+
+import triton
+import triton.language as tl
+
+from .addressing import in_acc, store_gates, time_position
+from .saved import load_step
+
+_RUN_TIME = ["T", "B", "G", "reverse", "stride_t", "stride_b", "stride_g"]
+
+
+@triton.jit
+def operands(tiles, mask, K: tl.constexpr, DTYPE: tl.constexpr, PADDED: tl.constexpr):
+    """K tiles as rounded as they are in memory, and zero in units that only pad a tile."""
+    rounded = ()
+    for q in tl.static_range(K):
+        tile = tiles[q].to(DTYPE)
+        if PADDED:
+            tile = tl.where(mask, tile, 0.0)
+        rounded = rounded + (tile,)
+    return rounded
+
+
+@triton.jit(do_not_specialize=_RUN_TIME)
+def backward_resident(
+    d_output,  # (T, B, G, H), last dimension contiguous; read if HAS_D_OUTPUT
+    d_h_n,  # (G, B, H); read if HAS_D_H_N
+    weight_hh,  # (G, K*H, H)
+    gates,  # (T, B, G, K*H), as saved; read if CELL_STATE
+    cells,  # (T, B, G, H), as saved; read if CELL_STATE
+    output,  # (T, B, G, H), as made by forward
+    c0,  # (G, B, H); read if CELL_STATE
+    carry,  # (G, B, H) in ACC: dL/dc_n before, dL/dc_0 after
+    d_gates,  # (T, B, G, K*H), written: dL/dgates_x
+    T,
+    B,
+    G,
+    reverse: tl.int64,
+    stride_t: tl.int64,
+    stride_b: tl.int64,
+    stride_g: tl.int64,
+    GRAD: tl.constexpr,
+    H: tl.constexpr,
+    K: tl.constexpr,
+    CELL_STATE: tl.constexpr,
+    HAS_D_OUTPUT: tl.constexpr,
+    HAS_D_H_N: tl.constexpr,
+    ACC: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+    ALIGN: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+):
+    """Launched with (G * cdiv(B, BLOCK_B),) programs; BLOCK_H >= H."""
+    DTYPE: tl.constexpr = d_gates.dtype.element_ty
+    tiles_b = tl.cdiv(B, BLOCK_B)
+    g = (tl.program_id(0) // tiles_b).to(tl.int64)
+    rows = ((tl.program_id(0) % tiles_b) * BLOCK_B + tl.arange(0, BLOCK_B)).to(tl.int64)
+    units = tl.arange(0, BLOCK_H)
+    unit_tile = (rows < B)[:, None] & (units < H)[None, :]
+    state_offsets = ((g * B + rows) * H)[:, None] + units[None, :]
+
+    w = ()
+    w_ptrs = weight_hh + g * (K * H * H) + (units * H)[:, None] + units[None, :]
+    w_tile = (units < H)[:, None] & (units < H)[None, :]
+    for q in tl.static_range(K):
+        w_q = tl.load(w_ptrs + q * (H * H), mask=w_tile, other=0.0)
+        if UPCAST:
+            w_q = w_q.to(ACC)
+        w = w + (w_q,)
+
+    zero = tl.zeros((BLOCK_B, BLOCK_H), dtype=ACC)
+    c, dc = zero, zero
+    d_pre = ()
+    for _q in tl.static_range(K):
+        d_pre = d_pre + (zero.to(DTYPE),)
+    if CELL_STATE:
+        dc = tl.load(carry + state_offsets, mask=unit_tile, other=0.0)
+        tau, _forwards = time_position(T - 1, g, T, reverse)
+        last_offsets = (((tau * B + rows) * G + g) * H)[:, None] + units[None, :]
+        c = tl.load(cells + last_offsets, mask=unit_tile, other=0.0).to(ACC)
+    dy_next, h_next, c_prev_next, gates_next = load_step(
+        T - 1, g, rows, units, unit_tile,
+        d_output, gates, cells, output, c0, T, B, G, reverse, stride_t, stride_b, stride_g,
+        H, K, CELL_STATE, HAS_D_OUTPUT, ALIGN,
+    )  # fmt: skip
+    for done in range(0, T):
+        t = T - 1 - done
+        dy, h, c_prev, activated = dy_next, h_next, c_prev_next.to(ACC), gates_next
+        # What the next step needs is on its way while this one is computed.
+        dy_next, h_next, c_prev_next, gates_next = load_step(
+            t - 1, g, rows, units, unit_tile & (t > 0),
+            d_output, gates, cells, output, c0, T, B, G, reverse, stride_t, stride_b, stride_g,
+            H, K, CELL_STATE, HAS_D_OUTPUT, ALIGN,
+        )  # fmt: skip
+        product = zero
+        for q in tl.static_range(K):
+            d_q = d_pre[q]
+            if UPCAST:
+                d_q = d_q.to(ACC)
+            # Each gate has a sum of its own: a shorter chain of products that wait for each other.
+            product += tl.dot(d_q, w[q], input_precision=PRECISION, out_dtype=ACC)
+        # Not by zeros in d_pre: 0 * W_hh is NaN where W_hh is not finite.
+        dh = tl.where(done > 0, product, 0.0) + dy.to(ACC)
+        if HAS_D_H_N:
+            dh += tl.load(d_h_n + state_offsets, mask=unit_tile & (done == 0), other=0.0).to(ACC)
+        made, dc = GRAD(h.to(ACC), in_acc(activated, K, ACC), c, c_prev, dh, dc)
+        c = c_prev
+        d_pre = operands(made, (units < H)[None, :], K, DTYPE, BLOCK_H != H)
+
+        tau, _forwards = time_position(t, g, T, reverse)
+        gate_offsets = (((tau * B + rows) * G + g) * (K * H))[:, None] + units[None, :]
+        store_gates(d_gates + gate_offsets, d_pre, unit_tile, K, H)
+    if CELL_STATE:
+        tl.store(carry + state_offsets, dc, mask=unit_tile)
