@@ -22,6 +22,20 @@ def time_position(t, g, T, reverse):
 
 
 @triton.jit
+def output_rows(t, tau, forwards, rows, g, B, G, KEEP: tl.constexpr):
+    """Rows of (.., B, G, H) that h of step t goes to, and that h of the step before came from.
+
+    Where nobody reads h of all steps there are two positions in time, used in turn: whoever writes
+    h(t) over h(t-2) has seen h(t-1), which everyone stored after having read h(t-2).
+    """
+    if KEEP:
+        row = (tau * B + rows) * G + g
+        return row, row - forwards * B * G
+    else:
+        return (t % 2 * B + rows) * G + g, ((t + 1) % 2 * B + rows) * G + g
+
+
+@triton.jit
 def weight_rows(cols, K: tl.constexpr, H: tl.constexpr):
     """The row of W_hh, (K*H, H), that column ``j*K + q`` of a product reads."""
     return ((cols % K) * H + cols // K).to(tl.int64)

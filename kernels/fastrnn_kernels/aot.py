@@ -186,15 +186,16 @@ def gate() -> Iterator[Spec]:
         ("resident", "lstm", "bf16", 128, 16, "ieee"),
         ("resident", "lstm", "bf16", 64, 64, "ieee"),
         ("resident", "lstm", "fp32", 64, 16, "tf32"),
-        ("resident", "lstm", "fp32", 64, 16, "tf32x3"),
+        ("resident", "lstm", "fp32", 32, 16, "tf32x3"),
         ("resident", "lstm", "fp32", 32, 16, "ieee"),
         ("resident", "rnn_tanh", "bf16", 256, 64, "ieee"),
         ("resident", "rnn_tanh", "fp32", 128, 16, "tf32"),
         ("resident", "rnn_relu", "fp16", 70, 3, "ieee"),
         ("resident", "rnn_sigmoid", "fp32", 20, 3, "ieee"),
     )
-    for regime, cell, dtype, H, B, precision in on_chip:
-        yield Spec(cell, "forward", dtype, H, B, precision, regime=regime)
+    for direction in directions:
+        for regime, cell, dtype, H, B, precision in on_chip:
+            yield Spec(cell, direction, dtype, H, B, precision, regime=regime)
 
 
 def fits(spec: Spec, target: str) -> bool:

@@ -22,6 +22,7 @@ from .addressing import (
     add_gates,
     load_cell,
     load_gates,
+    output_rows,
     split_gates,
     store_cell,
     store_gates,
@@ -122,7 +123,7 @@ def forward_grid(
     h0,  # (G, B, H)
     c0,  # (G, B, H); read if CELL_STATE
     carry,  # (G, B, H) in ACC: c from one step to the next
-    output,  # (T, B, G, H), written
+    output,  # (T, B, G, H), written; (2, B, G, H) unless KEEP
     h_n,  # (G, B, H), written
     c_n,  # (G, B, H), written if CELL_STATE
     cells,  # (T, B, G, H), written if SAVE
@@ -142,6 +143,7 @@ def forward_grid(
     K: tl.constexpr,
     CELL_STATE: tl.constexpr,
     SAVE: tl.constexpr,
+    KEEP: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -194,6 +196,7 @@ def forward_grid(
             unit_tile = row_mask[:, None] & (units < H)[None, :]
             row_of_all = (tau * B + rows) * G + g  # index of (tau, row, g) in (T, B, G)
             row_of_group = g * B + rows  # index of (g, row) in (G, B)
+            h_row, h_prev_row = output_rows(t, tau, forwards, rows, g, B, G, KEEP)
 
             # What does not depend on the others is asked for before waiting for them.
             x_ptrs = (
@@ -210,8 +213,8 @@ def forward_grid(
             c = tl.zeros((BLOCK_B, BLOCK_H), dtype=ACC)
             if CELL_STATE:
                 c = load_cell(c0, carry, state_offsets, unit_tile, first)
-            h_row = tl.where(first, row_of_group, row_of_all - forwards * B * G)
-            h_ptrs = tl.where(first, h0, output) + (h_row * H)[None, :, None]
+            h_prev_row = tl.where(first, row_of_group, h_prev_row)
+            h_ptrs = tl.where(first, h0, output) + (h_prev_row * H)[None, :, None]
             acc = product(
                 h_ptrs + k[:, None, :],
                 row_mask[None, :, None],
@@ -232,15 +235,15 @@ def forward_grid(
             pre = add_gates(split_gates(acc, K, BLOCK_B, BLOCK_H), x, K, ACC)
             h_new, c, activated = STEP(pre, c)
 
-            unit_offsets = (row_of_all * H)[:, None] + units[None, :]
             h_new = h_new.to(output.dtype.element_ty)
-            tl.store(output + unit_offsets, h_new, mask=unit_tile)
+            tl.store(output + (h_row * H)[:, None] + units[None, :], h_new, mask=unit_tile)
             arrive(counter)
             # What nobody waits for is stored after the others have been told.
             tl.store(h_n + state_offsets, h_new, mask=unit_tile & last)
             if CELL_STATE:
                 store_cell(c, carry, c_n, state_offsets, unit_tile, last)
                 if SAVE:
+                    unit_offsets = (row_of_all * H)[:, None] + units[None, :]
                     tl.store(cells + unit_offsets, c.to(cells.dtype.element_ty), mask=unit_tile)
                     gate_ptrs = gates + (row_of_all * (K * H))[:, None] + units[None, :]
                     store_gates(gate_ptrs, activated, unit_tile, K, H)

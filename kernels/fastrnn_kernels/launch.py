@@ -43,7 +43,7 @@ class ForwardResult(NamedTuple):
     """What `forward` returns.
 
     Attributes:
-        output: (T, B, G, H), h of every step, at its position in time.
+        output: (T, B, G, H), h of every step, at its position in time; (0, B, G, H) if not kept.
         h_n: (G, B, H), h after the last step of each group.
         c_n: (G, B, H), c after it; None for a cell without cell state.
         gates: (T, B, G, K*H), activated gates; None unless saved.
@@ -78,6 +78,8 @@ def forward(
     *,
     reverse: Sequence[bool] | None = None,
     save: bool = False,
+    keep_output: bool = True,
+    overwrite: bool = False,
     precision: Precision = "ieee",
     regime: Regime | Literal["auto"] = "auto",
     config: LaunchConfig | None = None,
@@ -98,6 +100,9 @@ def forward(
         c0: (G, B, H) for a cell with cell state, else None.
         reverse: for each group, whether it runs from the last position to the first.
         save: also return what `backward` needs.
+        keep_output: return h of every step; needed with ``save``. Without it, memory for h is that
+            of two steps.
+        overwrite: gates_x is not needed any more: ``gates`` may take its memory.
         precision: how float32 matrices are multiplied: "ieee", "tf32" or "tf32x3" (NVIDIA only).
         regime: "resident" and "grid" are one launch with the weights on chip, "step" is one launch
             a step; "auto" takes the one with the least estimate among those that can run here.
@@ -121,7 +126,9 @@ def forward(
         raise ValueError(f"c0: expected None, {cell.name} has no cell state")
     directions = all_directions(reverse, G)
 
-    output = gates_x.new_empty(T, B, G, H)
+    if save and not keep_output:
+        raise ValueError("keep_output: expected True with save, whose backward pass needs it")
+    output = gates_x.new_empty(T if keep_output else 2, B, G, H)
     h_n = gates_x.new_empty(G, B, H)
     c_n = carry = gates = cells = None
     if cell.has_cell_state:
@@ -131,20 +138,22 @@ def forward(
         carry = torch.empty_like(h_n, dtype=accumulation_dtype(h_n.dtype))
         if save:
             cells = torch.empty_like(output)
-            gates = gates_x.new_empty(T, B, G, cell.gates * H)
+            reuse = overwrite and gates_x.is_contiguous()
+            gates = gates_x if reuse else gates_x.new_empty(T, B, G, cell.gates * H)
     _launch(
         cell,
         "forward",
+        (T, B, G, H),
         gates_x,
         (gates_x, weight_hh, h0.contiguous(), c0, carry, output, h_n, c_n, cells, gates),
         directions,
-        {"save": save},
+        {"save": save, "keep": keep_output},
         precision,
         regime,
         config,
         launch,
     )
-    return ForwardResult(output, h_n, c_n, gates, cells)
+    return ForwardResult(output if keep_output else output[:0], h_n, c_n, gates, cells)
 
 
 def backward(
@@ -228,6 +237,7 @@ def backward(
     _launch(
         cell,
         "backward",
+        (T, B, G, H),
         d_output,
         (
             d_output,
@@ -253,6 +263,7 @@ def backward(
 def _launch(
     cell: Cell,
     direction: Direction,
+    shape: tuple[int, int, int, int],
     strided: Tensor | None,
     tensors: tuple[Tensor | None, ...],
     directions: Sequence[bool],
@@ -263,9 +274,9 @@ def _launch(
     launch: Launch,
 ) -> None:
     """Make a sweep of checked tensors and run it. ``strided``: the one with strides of its own."""
+    T, B, G, H = shape
     output = tensors[5]
     assert output is not None
-    T, B, G, H = output.shape
     if precision not in PRECISIONS:
         raise ValueError(f"precision: expected one of {PRECISIONS}, got {precision!r}")
     if precision == "tf32x3" and torch.version.hip is not None:

@@ -30,9 +30,9 @@ MIN_OWN_UNITS = 4
 GRID_WARPS = (4, 8)
 BLOCK_B = (16, 32, 64)
 # What a thread may hold before the compiler spills, found by compiling: sums of a grid's tile times
-# bytes of an operand (twice as many if all of h is loaded at once), gates of a resident one.
+# bytes of an operand (twice as many if all of h is loaded at once), gates and h of a resident one.
 MAX_SUMS = 64
-MAX_GATES = 32
+MAX_VALUES = 40
 MAX_FMA_UNITS = 32
 # Bytes of a row that are fetched from memory at once.
 LINE = 128
@@ -65,10 +65,11 @@ class ResidentConfig(LaunchConfig):
 
     def needs(self, problem: Problem, limits: DeviceLimits) -> list[tuple[str, int, int]]:
         """As the base class, and registers for the gates of a step."""
-        held = self.block_b * self.block_h * problem.K // (self.num_warps * limits.warp_size)
+        values = self.block_b * self.block_h * (problem.K + 1)
+        held = values // (self.num_warps * limits.warp_size)
         return [
             ("hidden units", problem.H, self.block_h),
-            ("gates in a thread", held, MAX_GATES // (2 if problem.terms == 3 else 1)),
+            ("gates and states in a thread", held, MAX_VALUES // problem.terms),
             # Ordinary cores hold a product's operands in registers, all of W_hh among them.
             ("hidden units for ordinary cores", self.block_h * problem.fma, MAX_FMA_UNITS),
             *super().needs(problem, limits),

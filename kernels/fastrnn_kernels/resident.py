@@ -22,7 +22,7 @@ def forward_resident(
     h0,  # (G, B, H)
     c0,  # (G, B, H); read if CELL_STATE
     carry,  # not used: c stays in registers
-    output,  # (T, B, G, H), written
+    output,  # (T, B, G, H), written if KEEP
     h_n,  # (G, B, H), written
     c_n,  # (G, B, H), written if CELL_STATE
     cells,  # (T, B, G, H), written if SAVE
@@ -39,6 +39,7 @@ def forward_resident(
     K: tl.constexpr,
     CELL_STATE: tl.constexpr,
     SAVE: tl.constexpr,
+    KEEP: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -93,7 +94,8 @@ def forward_resident(
 
         row_of_all = (tau * B + rows) * G + g
         unit_offsets = (row_of_all * H)[:, None] + units[None, :]
-        tl.store(output + unit_offsets, h, mask=unit_tile)
+        if KEEP:
+            tl.store(output + unit_offsets, h, mask=unit_tile)
         if SAVE:
             tl.store(cells + unit_offsets, c.to(cells.dtype.element_ty), mask=unit_tile)
             gate_ptrs = gates + (row_of_all * (K * H))[:, None] + units[None, :]

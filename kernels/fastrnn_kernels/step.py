@@ -14,7 +14,8 @@ multiples of it, without being specialised on their values: T, B and G never rec
 Constants that all kernels share:
     H, K: hidden units; gates per unit. ACC: accumulation dtype (float32; float64 for float64).
     PRECISION: input_precision of float32 products. UPCAST: convert operands to ACC before a product
-    (the interpreter cannot multiply bfloat16). CELL_STATE: the cell carries c.
+    (the interpreter cannot multiply bfloat16). CELL_STATE: the cell carries c. SAVE: keep what the
+    way back needs. KEEP: keep h of every step (SAVE needs it).
 """
 
 import triton
@@ -25,6 +26,7 @@ from .addressing import (
     in_acc,
     load_cell,
     load_gates,
+    output_rows,
     split_gates,
     store_cell,
     store_gates,
@@ -116,6 +118,7 @@ def forward_step(
     K: tl.constexpr,
     CELL_STATE: tl.constexpr,
     SAVE: tl.constexpr,
+    KEEP: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -132,6 +135,7 @@ def forward_step(
 
     tau, forwards = time_position(t, g, T, reverse)
     row_of_all = (tau * B + rows) * G + g  # index of (tau, row, g) in a contiguous (T, B, G)
+    h_row, h_prev_row = output_rows(t, tau, forwards, rows, g, B, G, KEEP)
     row_of_group = g * B + rows  # index of (g, row) in a contiguous (G, B)
 
     # Asked for before the product, which then hides the latency.
@@ -147,12 +151,12 @@ def forward_step(
         c = load_cell(c0, carry, state_offsets, unit_tile, first)
 
     h_prev = tl.where(first, h0, output)
-    h_row = tl.where(first, row_of_group, row_of_all - forwards * B * G)
+    h_prev_row = tl.where(first, row_of_group, h_prev_row)
     w_cols = weight_hh + g * (K * H * H) + weight_rows(cols, K, H) * H
     acc = accumulate_product(
         tl.zeros((BLOCK_B, K * BLOCK_H), dtype=ACC),
         h_prev,
-        h_row * H,
+        h_prev_row * H,
         row_mask,
         w_cols,
         cols < K * H,
@@ -166,13 +170,13 @@ def forward_step(
     pre = add_gates(split_gates(acc, K, BLOCK_B, BLOCK_H), x, K, ACC)
     h, c, activated = STEP(pre, c)
 
-    unit_offsets = (row_of_all * H)[:, None] + units[None, :]
     h = h.to(output.dtype.element_ty)
-    tl.store(output + unit_offsets, h, mask=unit_tile)
+    tl.store(output + (h_row * H)[:, None] + units[None, :], h, mask=unit_tile)
     tl.store(h_n + state_offsets, h, mask=unit_tile & last)
     if CELL_STATE:
         store_cell(c, carry, c_n, state_offsets, unit_tile, last)
         if SAVE:
+            unit_offsets = (row_of_all * H)[:, None] + units[None, :]
             tl.store(cells + unit_offsets, c.to(cells.dtype.element_ty), mask=unit_tile)
             gate_ptrs = gates + (row_of_all * (K * H))[:, None] + units[None, :]
             store_gates(gate_ptrs, activated, unit_tile, K, H)
@@ -271,7 +275,7 @@ def forward_kernel(
     h0,  # (G, B, H)
     c0,  # (G, B, H); read if CELL_STATE
     carry,  # (G, B, H) in ACC: c from one step to the next
-    output,  # (T, B, G, H), written
+    output,  # (T, B, G, H), written; (2, B, G, H) unless KEEP
     h_n,  # (G, B, H), written
     c_n,  # (G, B, H), written if CELL_STATE
     cells,  # (T, B, G, H), written if SAVE
@@ -289,6 +293,7 @@ def forward_kernel(
     K: tl.constexpr,
     CELL_STATE: tl.constexpr,
     SAVE: tl.constexpr,
+    KEEP: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -303,7 +308,8 @@ def forward_kernel(
         t, g, rows, first_unit,
         gates_x, weight_hh, h0, c0, carry, output, h_n, c_n, cells, gates,
         T, B, G, reverse, stride_t, stride_b, stride_g,
-        STEP, H, K, CELL_STATE, SAVE, ACC, PRECISION, UPCAST, ALIGN, BLOCK_B, BLOCK_H, BLOCK_K,
+        STEP, H, K, CELL_STATE, SAVE, KEEP, ACC, PRECISION, UPCAST, ALIGN,
+        BLOCK_B, BLOCK_H, BLOCK_K,
     )  # fmt: skip
 
 

@@ -79,6 +79,7 @@ def constants(
     precision: str = "ieee",
     align: int = MAX_ALIGN,
     save: bool = True,
+    keep: bool = True,
     has_d_output: bool = True,
     has_d_h_n: bool = True,
 ) -> dict[str, Any]:
@@ -99,7 +100,7 @@ def constants(
         if direction == "backward":
             shared["PHASE"] = 0
     if direction == "forward":
-        return {"STEP": cell.step, "SAVE": save and cell.has_cell_state, **shared}
+        return {"STEP": cell.step, "SAVE": save and cell.has_cell_state, "KEEP": keep, **shared}
     flags = {"HAS_D_OUTPUT": has_d_output, "HAS_D_H_N": has_d_h_n}
     return {"GRAD": cell.grad, **flags, **shared}
 

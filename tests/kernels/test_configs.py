@@ -25,6 +25,7 @@ from fastrnn_kernels.plan import candidates, plan, reason_against, steps_class
 
 H200 = TARGET_LIMITS["sm_90"]
 LSTM = Problem("forward", K=4, H=512, B=16, G=1, itemsize=2)
+BACK = replace(LSTM, direction="backward")
 GOOD = StepConfig(block_b=16, block_h=8, block_k=64)
 
 
@@ -195,8 +196,10 @@ def test_a_plan_fits_and_is_the_least_estimate():
 
 
 def test_grid_never_has_more_programs_than_run_together():
-    for H, B, G, itemsize in itertools.product((130, 512, 1024), (1, 64, 1000), (1, 2, 40), (2, 4)):
-        problem = Problem("forward", 4, H, B, G, itemsize)
+    for direction, H, B, G, itemsize in itertools.product(
+        ("forward", "backward"), (130, 512, 1024), (1, 64, 1000), (1, 2, 40), (2, 4)
+    ):
+        problem = Problem(direction, 4, H, B, G, itemsize)
         for config in candidates(problem, H200, "grid"):
             threads = 32 * config.num_warps
             room = H200.resident_programs(threads, config.shared_memory(problem))
@@ -211,10 +214,30 @@ def test_grid_never_has_more_programs_than_run_together():
 
 
 def test_both_directions_cost_little_more_than_one_while_both_fit():
-    for H in (128, 256, 512):
-        one, two = (plan(replace(LSTM, H=H, G=G), H200) for G in (1, 2))
+    for direction, H in itertools.product(("forward", "backward"), (192, 256, 512)):
+        one, two = (plan(replace(LSTM, direction=direction, H=H, G=G), H200) for G in (1, 2))
         assert two.config.regime == one.config.regime == "grid"
         assert two.estimate.step <= 1.15 * one.estimate.step
+
+
+def test_a_contraction_is_shared_where_reading_gate_gradients_costs_more_than_a_wait():
+    def splits(**changes):
+        config = plan(replace(BACK, **changes), H200, "grid").config
+        assert isinstance(config, GridConfig)
+        return config.splits
+
+    assert splits(H=256) == 1
+    assert splits(H=1024) > 1
+    assert splits(H=1024, K=1, cell_state=False) == 1
+    assert splits(H=1024, B=64) > 1
+    # an odd number of gate gradients cannot be shared, nor one whose parts no tile divides
+    assert splits(H=333, K=1, cell_state=False) == 1
+    assert splits(H=1030) == 1
+
+
+def test_a_shared_contraction_must_be_divisible():
+    with pytest.raises(ValueError, match=r"config.splits: expected a divisor of 333, got 2"):
+        replace(GRID, block_h=8, splits=2).check(replace(BACK, K=1, H=333), H200)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +249,8 @@ def test_both_directions_cost_little_more_than_one_while_both_fit():
         ("grid", replace(WIDE, fma=True, itemsize=4), H200, "ordinary cores"),
         ("resident", replace(WIDE, H=64, fma=True, itemsize=4), H200, "for ordinary cores"),
         ("grid", WIDE, TARGET_LIMITS["gfx942"], "cannot wait for each other on MI300X"),
-        ("grid", replace(WIDE, direction="backward"), H200, "forwards only"),
+        ("grid", replace(WIDE, H=4096, direction="backward"), H200, "H100/H200 has"),
+        ("resident", replace(WIDE, direction="backward"), H200, "bytes of shared memory"),
         ("grid", replace(WIDE, itemsize=4, terms=3), H200, "H100/H200 has"),
     ],
 )
@@ -235,16 +259,16 @@ def test_reasons_against_a_regime(regime, problem, limits, reason):
     assert re.search(reason, found)
     with pytest.raises(ValueError, match=f"regime: '{regime}' cannot run: "):
         plan(problem, limits, regime)
-    if problem.direction == "forward":
-        assert plan(problem, limits).against[regime] == found
+    assert plan(problem, limits).against[regime] == found
 
 
+@pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("regime", ["resident", "grid", "step"])
-def test_nothing_speaks_against_a_regime_that_has_a_candidate(regime):
+def test_nothing_speaks_against_a_regime_that_has_a_candidate(regime, direction):
     for K, H, B, itemsize, fma in itertools.product(
         (1, 4), (1, 32, 70, 256, 900, 1800), (1, 100), (2, 4), (False, True)
     ):
-        problem = Problem("forward", K, H, B, 1, itemsize, fma)
+        problem = Problem(direction, K, H, B, 1, itemsize, fma)
         some = next(iter(candidates(problem, H200, regime)), None)
         assert (some is None) == (reason_against(regime, problem, H200) is not None)
 
@@ -254,8 +278,12 @@ def test_nothing_speaks_against_a_regime_that_has_a_candidate(regime):
     [
         (replace(GRID, block_h=12), "config.block_h: expected a power of two, got 12"),
         (replace(GRID, block_b=128), "sums in a thread.* needs 128$"),
-        (replace(GRID, block_k=8, num_warps=2), "pieces of a contraction.* needs 64$"),
-        (ResidentConfig(16, 1024), "gates in a thread|bytes of shared memory"),
+        (replace(GRID, block_k=16, num_warps=1), "pieces of a contraction.* needs 64$"),
+        (replace(GRID, block_k=8), "block_k is 8, tl.dot needs at least 16"),
+        (replace(GRID, block_h=2), "columns of a tile is 8, tl.dot needs at least 16"),
+        (replace(GRID, splits=2), "config.splits: expected 1 in a forward pass, got 2"),
+        (ResidentConfig(16, 1024), "gates and states in a thread|bytes of shared memory"),
+        (ResidentConfig(8, 1024), "block_b is 8, tl.dot needs at least 16"),
         (ResidentConfig(16, 128), "has 128 hidden units"),
     ],
 )

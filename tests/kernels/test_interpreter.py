@@ -319,10 +319,13 @@ def test_an_infinite_state_is_no_nan_in_units_that_pad_a_tile(regime):
     assert made.output[:, 1].isfinite().all()
 
 
+@pytest.mark.parametrize("back", [None, SHARED], ids=["alone", "shared"])
+@pytest.mark.parametrize("regime", REGIMES)
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
-def test_infinite_weight_reaches_no_gradient_of_the_last_step(oracle):
+def test_infinite_weight_reaches_no_gradient_of_the_last_step(regime, back, oracle):
     # h = 1 where the weight is infinite: d_gates = 0 there, and 0 * inf = NaN one step earlier.
-    case = Case("rnn_sigmoid", 2, 2, 3, F32, grads="y")
+    back = back if regime == "grid" else None
+    case = Case("rnn_sigmoid", 2, 2, 4, F32, grads="y", regime=regime, back=back)
     a = make(case)
     a["h0"].abs_().clamp_(min=0.1)
     a["weight_hh"][0, 1, 1] = math.inf
@@ -331,6 +334,57 @@ def test_infinite_weight_reaches_no_gradient_of_the_last_step(oracle):
     assert np.isnan(want.d_gates[0]).any()
     assert back.d_gates[1].isfinite().all()
     np.testing.assert_array_equal(back.d_gates.isnan().numpy(), np.isnan(want.d_gates))
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_an_infinite_gradient_stays_in_its_units(regime):
+    # A unit that pads a tile gets inf * 0 = NaN one step earlier, and would hand it on in the next.
+    case = Case("rnn_tanh", 3, 2, 5, F32, grads="y", regime=regime)
+    a = make(case)
+    a["weight_hh"].abs_()
+    a["d_output"][2, 0] = math.inf
+    _, back = run(case, a)
+    assert back.d_gates[:, 0].isposinf().all()
+    assert back.d_gates[:, 1].isfinite().all()
+
+
+@pytest.mark.parametrize("T", [1, 2, 3, 6])
+@pytest.mark.parametrize("cell", ["lstm", "rnn_tanh"])
+@pytest.mark.parametrize("how", ["direct", "graph", "resident", "grid"])
+def test_states_are_the_same_if_no_output_is_kept(how, cell, T, monkeypatch):
+    monkeypatch.setattr(graphs, "STEPS_PER_GRAPH", 2)
+    way = {"launch": how} if how in ("direct", "graph") else {"regime": how}
+    case = Case(cell, T, 3, 20, F32, (False, True), **way)
+    a = make(case)
+    want, _ = run(case, a, save=False)
+    forward = [a[name] for name in ("gates_x", "weight_hh", "h0", "c0")]
+    options = case.forward_options | {"reverse": case.reverse}
+    made = kernels.forward(cell, *forward, keep_output=False, **options)
+    assert made.output.shape == (0, 3, 2, 20)
+    assert torch.equal(made.h_n, want.h_n)
+    assert made.c_n is want.c_n is None or torch.equal(made.c_n, want.c_n)
+
+
+def test_an_output_that_the_way_back_needs_is_kept():
+    a = make(Case("lstm", 1, 1, 3, F32))
+    forward = [a[name] for name in ("gates_x", "weight_hh", "h0", "c0")]
+    with pytest.raises(ValueError, match="keep_output: expected True with save"):
+        kernels.forward("lstm", *forward, save=True, keep_output=False)
+
+
+@pytest.mark.parametrize("strided", [False, True])
+@pytest.mark.parametrize("regime", REGIMES)
+def test_gates_may_take_the_place_of_what_they_are_made_of(regime, strided):
+    case = Case("lstm", 3, 3, 20, F32, (False, True), strided=strided, regime=regime)
+    a = make(case)
+    want, _ = run(case, a)
+    forward = [a[name] for name in ("gates_x", "weight_hh", "h0", "c0")]
+    options = case.forward_options | {"reverse": case.reverse}
+    made = kernels.forward("lstm", *forward, save=True, overwrite=True, **options)
+    assert (made.gates.data_ptr() == a["gates_x"].data_ptr()) != strided
+    for got, expected in zip(made, want, strict=True):
+        assert torch.equal(got, expected)
 
 
 def test_tanh_is_accurate_relative_to_small_values(oracle):

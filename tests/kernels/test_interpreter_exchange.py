@@ -12,6 +12,7 @@ import math
 import multiprocessing
 import os
 import time
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -27,8 +28,8 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 from triton.runtime import interpreter
 
 import fastrnn_kernels as kernels
-from fastrnn_kernels import exchange, launch
-from fastrnn_kernels.configs import tiles
+from fastrnn_kernels import launch
+from fastrnn_kernels.sweep import exchanged
 
 LIMIT = 120  # seconds after which waiting programs are taken to wait for ever
 
@@ -68,10 +69,7 @@ def run_program(sweep, tensors, program, delay):
 
 def run_together(sweep, order):
     """Run all programs of a sweep at the same time; `order` says who starts first."""
-    shape = (sweep.problem.G, tiles(sweep.problem.B, sweep.config.block_b), 32)
-    assert shape[-1] == exchange.COUNTER_STRIDE.value
-    counters = torch.zeros(shape, dtype=torch.int32).share_memory_()
-    tensors = (*sweep.tensors, counters)
+    tensors = (*sweep.tensors, *exchanged(sweep))
     for tensor in tensors:
         tensor.share_memory_()
     context = multiprocessing.get_context("fork")
@@ -90,7 +88,7 @@ def run_together(sweep, order):
         process.join()
     assert not alive, "programs wait for ever"
     assert [process.exitcode for process in programs] == [0] * len(programs)
-    return counters
+    return tensors[-1]
 
 
 @pytest.fixture(autouse=True)
@@ -101,51 +99,122 @@ def _poison():
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.filterwarnings(
+@dataclass(frozen=True)
+class Case:
+    """A recurrence of T = 5 steps and H = 40 units, and how its programs share it."""
+
+    cell: str
+    B: int
+    lanes: int
+    reverse: tuple[bool, ...] = (False,)
+    splits: int = 1
+    T: int = 5
+    H: int = 40
+
+
+ONE_HAS_BOTH_TILES = Case("lstm", 20, 1, (False, True))  # of its group's batch
+LANES = Case("rnn_tanh", 40, 2)  # three batch tiles over two lanes
+together = pytest.mark.parametrize("backwards", [False, True], ids=["first-first", "last-first"])
+pytestmark = pytest.mark.filterwarnings(
     # Python 3.12 on: torch has threads, none of which holds a lock that a child needs
     "ignore:This process .* is multi-threaded:DeprecationWarning"
 )
-@pytest.mark.parametrize("backwards", [False, True], ids=["first-first", "last-first"])
-@pytest.mark.parametrize(
-    ("cell", "B", "lanes", "reverse"),
-    [
-        ("lstm", 20, 1, (False, True)),  # one program has both batch tiles of its group
-        ("rnn_tanh", 40, 2, (False,)),  # three batch tiles over two lanes
-    ],
-    ids=["lstm-groups", "rnn-lanes"],
-)
-def test_programs_that_wait_for_each_other(cell, B, lanes, reverse, backwards, monkeypatch, oracle):
-    T, H, G, K = 5, 40, len(reverse), kernels.CELLS[cell].gates
-    random = np.random.default_rng(0)
-    bound = 1 / math.sqrt(H)
-    gates_x = random.standard_normal((T, B, G, K * H))
-    weight_hh = random.uniform(-bound, bound, (G, K * H, H))
-    h0 = random.standard_normal((G, B, H))
-    c0 = random.standard_normal((G, B, H)) if cell == "lstm" else None
-    want = oracle.forward(cell, gates_x, weight_hh, h0, c0, reverse)
 
+
+@pytest.fixture
+def launched(monkeypatch, backwards):
+    """Sweeps that were run, by all programs together, each with its counters."""
     swept = []
 
-    def together(sweep):
+    def run(sweep):
         order = list(range(*sweep.grid))
-        counters = run_together(sweep, order[::-1] if backwards else order)
-        swept.append((sweep, counters))
+        swept.append((sweep, run_together(sweep, order[::-1] if backwards else order)))
 
-    monkeypatch.setattr(launch, "run", together)
-    config = kernels.GridConfig(16, 16, 16, lanes=lanes, ahead=2, num_warps=2)
-    made = kernels.forward(
-        cell,
-        *(torch.from_numpy(a).float() for a in (gates_x, weight_hh, h0)),
-        None if c0 is None else torch.from_numpy(c0).float(),
-        reverse=reverse,
-        save=True,
-        config=config,
-    )
-    ((sweep, counters),) = swept
-    assert sweep.grid == (G * lanes * 3,)
-    assert (counters[..., 0] == 3 * T).all(), "each program arrives once a step and batch tile"
-    limit = 3 * torch.finfo(torch.float32).eps * math.sqrt(T) * 4
+    monkeypatch.setattr(launch, "run", run)
+    return swept
+
+
+def draw(case):
+    """Arguments in float64."""
+    G, K = len(case.reverse), kernels.CELLS[case.cell].gates
+    random = np.random.default_rng(0)
+    bound = 1 / math.sqrt(case.H)
+    shape = (G, case.B, case.H)
+    c0 = random.standard_normal(shape) if case.cell == "lstm" else None
+    gates_x = random.standard_normal((case.T, case.B, G, K * case.H))
+    weight_hh = random.uniform(-bound, bound, (G, K * case.H, case.H))
+    return gates_x, weight_hh, random.standard_normal(shape), c0
+
+
+def single(*arrays):
+    return [None if a is None else torch.from_numpy(a).float() for a in arrays]
+
+
+def assert_close(case, got, want):
+    limit = 3 * torch.finfo(torch.float32).eps * math.sqrt(case.T) * 4
     for name, expected in want._asdict().items():
         if expected is not None:
-            value = getattr(made, name).double().numpy()
+            value = getattr(got, name).double().numpy()
             np.testing.assert_allclose(value, expected, rtol=0, atol=limit, err_msg=name)
+
+
+@together
+@pytest.mark.parametrize("case", [ONE_HAS_BOTH_TILES, LANES], ids=["lstm-groups", "rnn-lanes"])
+def test_programs_that_wait_for_each_other(case, launched, oracle):
+    arguments = draw(case)
+    want = oracle.forward(case.cell, *arguments, case.reverse)
+    config = kernels.GridConfig(16, 16, 16, lanes=case.lanes, ahead=2, num_warps=2)
+    options = {"reverse": case.reverse, "config": config}
+    made = kernels.forward(case.cell, *single(*arguments), save=True, **options)
+    ((sweep, counters),) = launched
+    assert sweep.grid == (len(case.reverse) * case.lanes * 3,)
+    assert (counters[..., 0] == 3 * case.T).all(), "each arrives once a step and batch tile"
+    assert_close(case, made, want)
+
+
+@together
+def test_two_positions_of_h_are_enough(launched, oracle):
+    arguments = draw(LANES)
+    want = oracle.forward(LANES.cell, *arguments, LANES.reverse)
+    config = kernels.GridConfig(16, 16, 16, lanes=2, ahead=2, num_warps=2)
+    made = kernels.forward(LANES.cell, *single(*arguments), keep_output=False, config=config)
+    assert_close(LANES, made, want._replace(output=None))
+
+
+@together
+@pytest.mark.parametrize(
+    "case",
+    [
+        ONE_HAS_BOTH_TILES,
+        LANES,
+        replace(ONE_HAS_BOTH_TILES, splits=2),
+        replace(LANES, splits=4),
+    ],
+    ids=["lstm-groups", "rnn-lanes", "lstm-shared", "rnn-shared"],
+)
+def test_programs_that_wait_for_each_other_on_the_way_back(case, launched, oracle):
+    gates_x, weight_hh, h0, c0 = draw(case)
+    made = oracle.forward(case.cell, gates_x, weight_hh, h0, c0, case.reverse)
+    random = np.random.default_rng(1)
+    d_output, d_h_n = random.standard_normal(made.output.shape), random.standard_normal(h0.shape)
+    d_c_n = None if c0 is None else random.standard_normal(h0.shape)
+    want = oracle.backward(case.cell, weight_hh, made, c0, d_output, d_h_n, d_c_n, case.reverse)
+    config = kernels.GridConfig(
+        16, 16 // case.splits, 16, lanes=case.lanes, ahead=2, splits=case.splits, num_warps=2
+    )
+    d_output, d_h_n, d_c_n = single(d_output, d_h_n, d_c_n)
+    back = kernels.backward(
+        case.cell,
+        *single(weight_hh, made.output, made.gates, made.cells, c0),
+        d_output=d_output,
+        d_h_n=d_h_n,
+        d_c_n=d_c_n,
+        reverse=case.reverse,
+        config=config,
+    )
+    ((sweep, counters),) = launched
+    assert sweep.grid == (len(case.reverse) * case.lanes * 3 * case.splits,)
+    assert (counters[:, :, 0, 0] == 3 * case.splits * case.T).all(), "once a step and batch tile"
+    arrivals = case.T * case.splits if case.splits > 1 else 0
+    assert (counters[:, :, 1:, 0] == arrivals).all(), "once more for each tile of units"
+    assert_close(case, back, want)
