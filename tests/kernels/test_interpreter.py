@@ -414,21 +414,53 @@ def test_c_is_not_rounded_between_steps():
     assert torch.equal(made.c_n, want)
 
 
+@pytest.mark.parametrize("regime", REGIMES)
+def test_a_stored_value_keeps_its_gradient(regime):
+    # Row S3: keep = 1, write = 0; 5,000 steps of it run on a GPU (test_gpu_regimes.py).
+    case = Case("lstm", 100, 1, 16, F32, regime=regime)
+    a = make(case)
+    pre = torch.tensor([-100.0, 100.0, 0.5, -100.0])
+    a["gates_x"] = pre.repeat_interleave(16).expand(100, 1, 1, 64).contiguous()
+    a["weight_hh"].zero_()
+    a["c0"].fill_(4.2)
+    a["d_output"], a["d_h_n"] = None, None
+    a["d_c_n"].fill_(1)
+    made, back = run(case, a)
+    assert (made.c_n == a["c0"]).all()
+    assert (back.d_c0 == 1).all()
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_a_scaled_loss_brings_small_gradients_through_float16(regime, oracle):
+    case = Case("lstm", 17, 2, 16, F16, grads="y", regime=regime)
+    a = make(case)
+    wanted = a["d_output"].double() * 2.0**-16  # all but a few of whose gate gradients are below
+    scaled = a | {"d_output": (wanted * 2.0**14).to(F16)}  # the smallest float16
+    _, want = expect(oracle, case, a | {"d_output": wanted})
+    _, lost = run(case, a | {"d_output": wanted.to(F16)})
+    _, kept = run(case, scaled)
+    size = np.abs(want.d_gates).max()
+    error = np.abs(kept.d_gates.double().numpy() / 2.0**14 - want.d_gates).max()
+    assert error < 8 * torch.finfo(F16).eps * size
+    assert np.abs(lost.d_gates.double().numpy() - want.d_gates).max() > 4 * error
+
+
 class Recurrence(torch.autograd.Function):
     """The least that lets gradcheck see forward and backward as one function."""
 
     @staticmethod
-    def forward(ctx, cell, reverse, gates_x, weight_hh, h0, c0):
-        made = kernels.forward(cell, gates_x, weight_hh, h0, c0, reverse=reverse, save=True)
+    def forward(ctx, case, gates_x, weight_hh, h0, c0):
+        options = case.forward_options | {"reverse": case.reverse}
+        made = kernels.forward(case.cell, gates_x, weight_hh, h0, c0, save=True, **options)
         ctx.save_for_backward(weight_hh, h0, c0, made.output, made.gates, made.cells)
-        ctx.cell, ctx.reverse = cell, reverse
+        ctx.case = case
         return made.output, made.h_n, h0 if made.c_n is None else made.c_n
 
     @staticmethod
     def backward(ctx, d_output, d_h_n, d_c_n):
         weight_hh, h0, c0, output, gates, cells = ctx.saved_tensors
         made = kernels.backward(
-            ctx.cell,
+            ctx.case.cell,
             weight_hh,
             output,
             gates,
@@ -437,34 +469,53 @@ class Recurrence(torch.autograd.Function):
             d_output=d_output,
             d_h_n=d_h_n,
             d_c_n=None if c0 is None else d_c_n,
-            reverse=ctx.reverse,
+            reverse=ctx.case.reverse,
+            **ctx.case.backward_options,
         )
         before = torch.empty_like(output)
-        for g, backwards in enumerate(ctx.reverse):
+        for g, backwards in enumerate(ctx.case.reverse):
             first, later, earlier = (-1, slice(0, -1), slice(1, None))
             if not backwards:
                 first, later, earlier = (0, slice(1, None), slice(0, -1))
             before[first, :, g] = h0[g]
             before[later, :, g] = output[earlier, :, g]
         d_weight = torch.einsum("tbgk,tbgh->gkh", made.d_gates, before)
-        firsts = [made.d_gates[-1 if b else 0, :, g] for g, b in enumerate(ctx.reverse)]
+        firsts = [made.d_gates[-1 if b else 0, :, g] for g, b in enumerate(ctx.case.reverse)]
         d_h0 = torch.bmm(torch.stack(firsts), weight_hh)
-        return None, None, made.d_gates, d_weight, d_h0, made.d_c0
+        return None, made.d_gates, d_weight, d_h0, made.d_c0
 
 
-@pytest.mark.parametrize("cell", ["lstm", "rnn_tanh", "rnn_sigmoid"])
-def test_gradcheck(cell):
-    case = Case(cell, 3, 2, 5, F64, (True,))
-    a = make(case)
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("lstm", 2, 2, 3, F64, (True,)),
+        Case("rnn_tanh", 3, 2, 5, F64, (True,)),
+        Case("rnn_relu", 2, 1, 3, F64),
+        Case("rnn_sigmoid", 1, 3, 7, F64, (False, True)),
+        Case("lstm", 2, 3, 7, F64, (False, True), regime="resident"),
+        Case("rnn_tanh", 17, 1, 3, F64, regime="resident"),
+        Case("rnn_relu", 3, 2, 5, F64, (True,), regime="resident"),
+        Case("rnn_sigmoid", 2, 17, 1, F64, regime="resident"),
+        Case("lstm", 2, 3, 6, F64, (False, True), regime="grid", back=SHARED),
+        Case("lstm", 3, 1, 5, F64, (True,), regime="grid"),
+        Case("rnn_tanh", 3, 17, 2, F64, regime="grid", back=SHARED),
+        Case("rnn_relu", 2, 2, 5, F64, regime="grid"),
+        Case("rnn_sigmoid", 1, 2, 18, F64, (False, True), regime="grid", back=SHARED),
+    ],
+    ids=str,
+)
+def test_gradcheck(case):
+    cell, a = case.cell, make(case)
     names = ["gates_x", "weight_hh", "h0"] + ["c0"] * (cell in STATEFUL)
     inputs = [a[name].requires_grad_() for name in names]
 
     def function(*tensors):
         c0 = tensors[3] if cell in STATEFUL else None
-        made = Recurrence.apply(cell, case.reverse, *tensors[:3], c0)
+        made = Recurrence.apply(case, *tensors[:3], c0)
         return made[: 3 if cell in STATEFUL else 2]
 
-    torch.autograd.gradcheck(function, inputs, fast_mode=cell != "lstm")
+    fully = cell == "lstm" and case.regime == "step"  # else along random directions: much faster
+    torch.autograd.gradcheck(function, inputs, fast_mode=not fully)
 
 
 @pytest.mark.parametrize("T", [1, 4, 6, 9])
