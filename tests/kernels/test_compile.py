@@ -70,23 +70,36 @@ def test_recorded_figures_are_those_of_the_gate(recorded):
         assert any("resident" in name for name in figures)
 
 
-@pytest.mark.parametrize("cell", ["lstm", "rnn_tanh"])
-def test_grid_waits_before_it_loads_and_stores_before_it_arrives(cell):
-    spec = Spec(cell, "forward", "fp32", 512, precision="tf32", regime="grid")
-    text = aot.compile_spec(spec, "sm_90").asm
-    assert "cp.async" not in text, "h loaded ahead of the wait"
-    assert text.count("ld.acquire.gpu") == 2, "the first poll and the loop"
-    # The block that the polling ends in, from its label to the next.
-    blocks = re.split(r"^\$L__BB\d+_\d+:", text, flags=re.MULTILINE)
-    (block,) = [block for block in blocks if "ld.global.cg" in block]
-    found = re.findall(r"\s(ld\.global\.cg|bar\.sync|atom\.\S*release|st\.global)", block)
-    assert found[0] == "bar.sync", "all threads wait for the one that polls"
-    release = next(n for n, what in enumerate(found) if what.startswith("atom"))
-    before = [what for what in found[:release] if what != "bar.sync"]
-    loads = before.count("ld.global.cg")
-    assert before[:loads] == ["ld.global.cg"] * loads
-    assert set(before[loads:]) == {"st.global"}, "h is read, then stored, then arrives"
-    assert found[release - 1] == "bar.sync", "when all threads have stored it"
+@pytest.mark.parametrize(
+    ("spec", "exchanges"),
+    [
+        (Spec("lstm", "forward", "fp32", 512, 16, "tf32", regime="grid"), 1),
+        (Spec("rnn_tanh", "forward", "fp32", 512, 16, "tf32", regime="grid"), 1),
+        (Spec("lstm", "backward", "fp32", 192, 16, "tf32", regime="grid"), 1),
+        (Spec("rnn_tanh", "backward", "bf16", 512, 16, regime="grid"), 1),
+        (Spec("lstm", "backward", "bf16", 1024, 16, regime="grid"), 2),
+        (Spec("rnn_tanh", "backward", "bf16", 2048, 256, regime="grid"), 2),
+    ],
+    ids=str,
+)
+def test_grid_waits_before_it_loads_and_stores_before_it_arrives(spec, exchanges):
+    report = aot.compile_spec(spec, "sm_90")
+    assert (report.blocks.get("SPLITS", 1) > 1) == (exchanges == 2)
+    assert "cp.async" not in report.asm, "loaded ahead of the wait"
+    assert report.asm.count("ld.acquire.gpu") == 2 * exchanges, "the first poll and the loop"
+    # The blocks that the polling ends in, each from its label to the next.
+    blocks = re.split(r"^\$L__BB\d+_\d+:", report.asm, flags=re.MULTILINE)
+    blocks = [block for block in blocks if "ld.global.cg" in block]
+    assert len(blocks) == exchanges
+    for block in blocks:
+        found = re.findall(r"\s(ld\.global\.cg|bar\.sync|atom\.\S*release|st\.global)", block)
+        assert found[0] == "bar.sync", "all threads wait for the one that polls"
+        release = next(n for n, what in enumerate(found) if what.startswith("atom"))
+        before = [what for what in found[:release] if what != "bar.sync"]
+        loads = before.count("ld.global.cg")
+        assert before[:loads] == ["ld.global.cg"] * loads
+        assert set(before[loads:]) == {"st.global"}, "what is exchanged is read, then stored"
+        assert found[release - 1] == "bar.sync", "arrives when all threads have stored it"
 
 
 def test_grid_reads_nothing_twice_but_what_is_new():
