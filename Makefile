@@ -2,7 +2,7 @@
 #   make demo       train a character model with torch.nn.LSTM and fastrnn.LSTM, compare, benchmark
 #   make test       the tests, then the Triton kernels in Triton's interpreter
 #   make lint       ruff, ruff format, mypy
-#   make gpu-check  parity and a short benchmark on this machine's GPU; needs no network
+#   make gpu-check  parity, sanitizer and benchmarks on this machine's GPU; needs no network
 #   make clean      remove what these made
 # The first three install into $(VENV), once, exactly the versions in constraints.txt.
 

@@ -3,24 +3,25 @@
     python -m benchmarks.gpu_check [--only PART ...] [--out FILE]
 
 Parts, in this order: `exchange` (`benchmarks.exchange`), `parity` (the tests marked `gpu`),
-`forward` (`benchmarks.forward_grid`), `benchmark` (a short one of every backend, forward and
-training). Needs no network, and of Python packages only torch, Triton, pluggy, NumPy, pytest and
-hypothesis. Files are written anew after every part, so that a run that is cut short leaves what it
-had: FILE, and beside it FILE-exchange.json and FILE-forward.json. Exits with 1 if a test failed, a
-result was out of tolerance, a part did not end, or there is no GPU. All figures are those of a
-fresh install: what `fastrnn tune` has stored on the machine does not count.
+`sanitizer` (`benchmarks.sanitize`), `forward` and `train` (`benchmarks.regimes`), `benchmark` (a
+short one of every backend, forward and training). Needs no network, and of Python packages only
+torch, Triton, pluggy, NumPy, pytest and hypothesis. Files are written anew after every part, so
+that a run that is cut short leaves what it had: FILE, and beside it FILE-exchange.json and so on.
+Exits with 1 if a test failed, a result was out of tolerance, a part did not end, or there is no
+GPU. All figures are those of a fresh install: what `fastrnn tune` has stored does not count.
 
 With half an hour of a GPU and 16 cores, in calls of ten minutes that keep Triton's cache and the
 files; each adds its parts to FILE:
 
-1. ``--only exchange parity --seconds 570 --out out/F.json``: half a minute, then an estimated three
-   to five, most of it compiling. A wrong barrier or a failing test ends the session here: a time of
-   a wrong result says nothing. Read the rates: those far from the model's
+1. ``--only exchange parity sanitizer --seconds 570 --out out/F.json``: half a minute, then an
+   estimated five to six, most of it compiling, then two. A wrong barrier or a failing test ends the
+   session here: a time of a wrong result says nothing. Read the rates: those far from the model's
    (`kernels/fastrnn_kernels/model.py`) come first.
-2. ``--only forward --seconds 570 --out out/F.json``: an estimated five minutes. Cases are in order
-   of importance; the rates of call 1 are found beside F.json. The same command once more goes on
-   where it was cut.
-3. ``--only benchmark --seconds 570 --out out/F.json``: two or three minutes.
+2. ``--only train --seconds 570 --out out/F.json``: an estimated one and a half minutes of compiling
+   and six and a half of measuring. Cases are in order of importance; the rates of call 1 are found
+   beside F.json. The same command once more goes on where it was cut.
+3. ``--only forward benchmark --seconds 570 --out out/F.json``: half a minute of compiling and an
+   estimated four, then two or three.
 
 Copy the files to `benchmarks/results/<gpu>/` if they were written elsewhere.
 """
@@ -43,18 +44,19 @@ from typing import Any
 import torch
 
 from benchmarks.exchange import positive
-from benchmarks.forward_grid import resume, save
+from benchmarks.regimes import resume, save
 from fastrnn import bench, bench_cases
 from fastrnn.discovery import describe
 from fastrnn.doctor import environment
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("exchange", "parity", "forward", "benchmark")
+PARTS = ("exchange", "parity", "sanitizer", "forward", "train", "benchmark")
 TESTS = ("tests/test_gpu.py", "tests/kernels/test_gpu_regimes.py")
 EXCHANGE_SECONDS = 180
 """A barrier that does not open would wait for ever."""
+SANITIZER_SECONDS = 300
 MARGIN = 30
-"""Seconds that `forward` is given to write its report before it is stopped."""
+"""Seconds that `forward` and `train` are given to write their reports before they are stopped."""
 STOPPED = 124
 """The exit code of what did not end in time, as of timeout(1)."""
 PROBLEMS: list[dict[str, Any]] = [
@@ -101,7 +103,7 @@ def run(options: argparse.Namespace, out: Path, result: dict[str, Any]) -> int:
     failed = False
     parts = [each for each in PARTS if each in options.only]
     if torch.version.hip is not None:  # where programs of a launch do not wait for each other
-        parts = [each for each in parts if each not in ("exchange", "forward")]
+        parts = [each for each in parts if each in ("parity", "benchmark")]
     if "exchange" in parts:
         result["exchange"] = run_exchange(out)
         failed |= result["exchange"]["exit_code"] != 0
@@ -110,10 +112,15 @@ def run(options: argparse.Namespace, out: Path, result: dict[str, Any]) -> int:
         result["parity"] = run_tests(options.jobs, end - time.monotonic())
         failed |= bool(result["parity"]["failed"]) or any(result["parity"]["exit_codes"])
         save(out, result)
-    if "forward" in parts:
-        result["forward"] = run_forward(out, end - time.monotonic())
-        failed |= result["forward"]["exit_code"] != 0
+    if "sanitizer" in parts:
+        result["sanitizer"] = run_sanitizer(out, end - time.monotonic())
+        failed |= result["sanitizer"]["exit_code"] != 0
         save(out, result)
+    for mode in ("forward", "train"):
+        if mode in parts:
+            result[mode] = run_regimes(mode, out, end - time.monotonic())
+            failed |= result[mode]["exit_code"] != 0
+            save(out, result)
     if "benchmark" in parts:
         result["benchmark"] = []
         for problem in PROBLEMS:
@@ -147,10 +154,17 @@ def run_exchange(out: Path) -> dict[str, Any]:
     return run_module(["benchmarks.exchange", "--out", str(path)], EXCHANGE_SECONDS, path)
 
 
-def run_forward(out: Path, seconds: float) -> dict[str, Any]:
-    """`benchmarks.forward_grid`, with the rates that are beside `out` if there are any."""
-    path, rates = beside(out, "forward"), beside(out, "exchange")
-    command = ["benchmarks.forward_grid", "--out", str(path)]
+def run_sanitizer(out: Path, seconds: float) -> dict[str, Any]:
+    """`benchmarks.sanitize`; where the tool is not installed, its file says so."""
+    path = beside(out, "sanitizer")
+    command = ["benchmarks.sanitize", "--out", str(path)]
+    return run_module(command, max(min(seconds, SANITIZER_SECONDS), MARGIN), path)
+
+
+def run_regimes(mode: str, out: Path, seconds: float) -> dict[str, Any]:
+    """`benchmarks.regimes`, with the rates that are beside `out` if there are any."""
+    path, rates = beside(out, mode), beside(out, "exchange")
+    command = ["benchmarks.regimes", "--mode", mode, "--out", str(path)]
     command += ["--rates", str(rates)] if rates.exists() else []
     if seconds < math.inf:
         command += ["--seconds", str(max(seconds - MARGIN, 0.0))]

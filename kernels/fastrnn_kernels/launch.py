@@ -205,6 +205,8 @@ def backward(
     if output.dim() != 4:
         raise ValueError(f"output: expected (T, B, G, H), got {tuple(output.shape)}")
     T, B, G, H = output.shape
+    if min(T, G, H) < 1:
+        raise ValueError(f"output: T, G and H must be at least 1, got {tuple(output.shape)}")
     expect("output", output, (T, B, G, H), output, contiguous=True)
     expect("weight_hh", weight_hh, (G, cell.gates * H, H), output, contiguous=True)
     supported(output, "output")

@@ -38,6 +38,8 @@ MAX_FMA_UNITS = 32
 LINE = 128
 # Unrolled pieces of the contraction: more take minutes to compile.
 MAX_PIECES = 32
+# Parts that `grid.sum_of_parts` can add up.
+MAX_PARTS = 8
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,7 @@ class GridConfig(LaunchConfig):
             ("sums in a thread", sums, MAX_SUMS * (2 if at_once else 1) // operand),
             ("registers left by products on ordinary cores", int(problem.fma), 0),
             ("pieces of a contraction", self.pieces(problem), MAX_PIECES),
+            ("warps that share a contraction", self.num_warps, MAX_PARTS),
             (
                 "programs of this size that are certain to run at the same time",
                 self.programs(problem),

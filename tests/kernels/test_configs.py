@@ -280,6 +280,7 @@ def test_nothing_speaks_against_a_regime_that_has_a_candidate(regime, direction)
         (replace(GRID, block_b=128), "sums in a thread.* needs 128$"),
         (replace(GRID, block_k=16, num_warps=1), "pieces of a contraction.* needs 64$"),
         (replace(GRID, block_k=8), "block_k is 8, tl.dot needs at least 16"),
+        (replace(GRID, num_warps=16), "8 warps that share a contraction.* needs 16$"),
         (replace(GRID, block_h=2), "columns of a tile is 8, tl.dot needs at least 16"),
         (replace(GRID, splits=2), "config.splits: expected 1 in a forward pass, got 2"),
         (ResidentConfig(16, 1024), "gates and states in a thread|bytes of shared memory"),

@@ -623,6 +623,8 @@ def test_a_cell_without_cell_state_takes_none():
     x, w, h = torch.zeros(1, 1, 1, 2), torch.zeros(1, 2, 2), torch.zeros(1, 1, 2)
     with pytest.raises(ValueError, match="c0: expected None, rnn_tanh has no cell state"):
         kernels.forward("rnn_tanh", x, w, h, h)
+    with pytest.raises(ValueError, match="output: T, G and H must be at least 1"):
+        kernels.backward("rnn_tanh", torch.zeros(1, 3, 3), torch.zeros(0, 2, 1, 3))
     with pytest.raises(ValueError, match="gates, d_c_n: expected None"):
         kernels.backward("rnn_tanh", w, x, x, d_c_n=h)
 

@@ -18,11 +18,10 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     )
 
 import fastrnn_kernels
-from benchmarks import exchange, forward_case, forward_grid
+from benchmarks import exchange, one_case, outlook, regimes, sanitize
 from fastrnn.bench_cases import Case
 from fastrnn_kernels import launch
 from fastrnn_kernels.model import Rates
-from fastrnn_kernels.plan import REGIMES
 
 CASE = Case("lstm", "forward", 3, 11, 8, 8, 1, False, "float32", "cpu")
 
@@ -31,14 +30,14 @@ CASE = Case("lstm", "forward", 3, 11, 8, 8, 1, False, "float32", "cpu")
 def perturbed(monkeypatch):
     """Have the kernels return something else in one regime."""
 
-    def perturb(regime, change):
-        original = launch.forward
+    def perturb(regime, change, direction="forward"):
+        original = getattr(launch, direction)
 
-        def forward(*arguments, **options):
+        def changed(*arguments, **options):
             made = original(*arguments, **options)
             return change(made) if options["regime"] == regime else made
 
-        monkeypatch.setattr(launch, "forward", forward)
+        monkeypatch.setattr(launch, direction, changed)
 
     return perturb
 
@@ -72,25 +71,59 @@ def test_a_barrier_that_opens_too_early_is_an_error(monkeypatch):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"cell": "rnn_tanh", "layers": 2}, {"bidirectional": True}],
-    ids=["lstm", "rnn-layers", "both"],
+    [
+        {},
+        {"cell": "rnn_tanh", "layers": 2},
+        {"bidirectional": True},
+        {"mode": "train"},
+        {"mode": "train", "cell": "rnn_tanh", "layers": 2},
+        {"mode": "train", "bidirectional": True, "T": 2},
+    ],
+    ids=["lstm", "rnn-layers", "both", "train-lstm", "train-rnn-layers", "train-both"],
 )
 def test_a_case_is_checked_timed_and_predicted_in_every_regime(changes):
     case = CASE._replace(**changes)
-    rows = forward_case.measure(case, 2, Rates())
-    assert [row["implementation"] for row in rows] == ["torch.nn", *REGIMES, "projection"]
+    rows = one_case.measure(case, 2, Rates())
+    names = outlook.candidates(case)
+    assert [row["implementation"] for row in rows] == ["torch.nn", *names, "products"]
     assert {row["status"] for row in rows} == {"ok"}, [row["reason"] for row in rows]
     assert [len(row["samples_s"]) for row in rows] == [2] * len(rows)
-    own = [row for row in rows if row["implementation"] in REGIMES]
+    own = [row for row in rows if row["implementation"] in names]
     assert sum(row["auto"] for row in rows) == sum(row["auto"] for row in own) == 1
-    states = 1 if case.cell == "rnn_tanh" else 2
+    compared = 1 + len(outlook_states(case))
+    if case.mode == "train":
+        compared += 1 + 4 * case.layers * case.spec.directions  # x and the weights
     for row in own:
         assert row["speedup"] > 0
         assert 0 < row["floor_s"] < row["predicted_s"]
-        assert len(row["rms"]) == 1 + states
-        assert all(0 < rms < 1e-6 for rms in row["rms"])
+        assert len(row["rms"]) == compared
+        assert all(0 < rms < 1e-6 for rms in row["rms"].values())
+        assert [each["direction"] for each in row["passes"]] == [*outlook.DIRECTIONS[case.mode]]
     json.dumps(rows, allow_nan=False)
     assert fastrnn_kernels.forward is launch.forward
+    assert fastrnn_kernels.backward is launch.backward
+
+
+def outlook_states(case):
+    return ["h_n"] if case.cell == "rnn_tanh" else ["h_n", "c_n"]
+
+
+def test_auto_has_a_row_of_its_own_where_its_passes_differ(monkeypatch):
+    """So there is a figure of what it does, beside those of the regimes."""
+    ran = []
+    for direction in ("forward", "backward"):
+        original = getattr(launch, direction)
+
+        def watched(*arguments, direction=direction, original=original, **options):
+            ran.append((direction, options["regime"]))
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(launch, direction, watched)
+    monkeypatch.setattr(outlook, "chosen", lambda case: outlook.AUTO)
+    monkeypatch.setattr(one_case, "chosen", lambda case: outlook.AUTO)
+    rows = one_case.measure(CASE._replace(mode="train", T=1, cell="rnn_tanh"), 1, Rates())
+    assert [row["implementation"] for row in rows if row["auto"]] == ["auto"]
+    assert {direction for direction, regime in ran if regime == "auto"} == {"forward", "backward"}
 
 
 @pytest.mark.parametrize(
@@ -114,29 +147,106 @@ def test_a_wrong_regime_gets_no_time_and_the_others_do(name, reason, perturbed):
         return made._replace(c_n=made.c_n + 1e-3) if name == "cell" else made
 
     perturbed("grid", change)
-    rows = {row["implementation"]: row for row in forward_case.measure(CASE, 1, Rates())}
+    rows = {row["implementation"]: row for row in one_case.measure(CASE, 1, Rates())}
     assert rows["grid"]["status"] == ("failed" if name == "raises" else "wrong")
     assert reason in rows["grid"]["reason"]
     assert (rows["grid"]["samples_s"], rows["grid"]["speedup"]) == ([], None)
     assert rows["step"]["status"] == rows["resident"]["status"] == "ok"
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("compared", "d x off by"),
+        ("near", ": root mean square error"),
+        ("other row", "d x is not zero in a row that no gradient reaches"),
+    ],
+)
+def test_a_wrong_gradient_gets_no_time(name, reason, perturbed):
+    def change(made):
+        if name == "other row":
+            made.d_gates[0, 2] += 1e-30
+        if name == "compared":
+            made.d_gates[0, 3] += 1.0
+        if name == "near":  # within what its dtype allows, but not within what torch.nn does
+            made.d_gates[:, 3] *= 1 + 5e-3
+        return made
+
+    perturbed("grid", change, "backward")
+    case = CASE._replace(mode="train", cell="rnn_tanh", T=2)
+    rows = {row["implementation"]: row for row in one_case.measure(case, 1, Rates())}
+    assert rows["grid"]["status"] == "wrong"
+    assert reason in rows["grid"]["reason"]
+    assert rows["grid"]["samples_s"] == []
+    assert rows["step"]["status"] == rows["resident"]["status"] == "ok"
+
+
+def test_a_gradient_that_is_not_finite_only_with_all_rows_is_found(perturbed):
+    """What is compared has zeros in most rows; what is timed has not."""
+
+    def change(made):
+        if made.d_gates[:, 2].any():
+            made.d_gates[0, 2] = torch.nan
+        return made
+
+    perturbed("step", change, "backward")
+    case = CASE._replace(mode="train", cell="rnn_tanh", T=2)
+    rows = {row["implementation"]: row for row in one_case.measure(case, 1, Rates())}
+    assert (rows["step"]["status"], rows["grid"]["status"]) == ("wrong", "ok")
+    assert "not finite" in rows["step"]["reason"]
+
+
 def test_rows_that_are_not_compared_are_found():
-    assert forward_case.exact(CASE, *weights_and_input()).rows.tolist() == [0, 1, 3, 4, 6, 7, 9, 10]
+    assert one_case.exact(CASE, *weights_and_input(), None).rows.tolist() == [
+        0,
+        1,
+        3,
+        4,
+        6,
+        7,
+        9,
+        10,
+    ]
 
 
 def weights_and_input():
-    theirs = forward_case.baseline(CASE)
+    theirs = one_case.baseline(CASE)
     return [weight.detach() for weight in theirs.parameters()], torch.randn(3, 11, 8)
 
 
 def test_compiling_ahead_runs_the_regime_that_it_is_told(perturbed):
-    assert forward_grid.compile_one(CASE, "grid") == ""
+    assert regimes.compile_one(CASE, "grid") == ""
 
     def fail(made):
         raise RuntimeError("out of registers")
 
     perturbed("grid", fail)
-    assert forward_grid.compile_one(CASE, "resident") == ""
-    told = forward_grid.compile_one(CASE, "grid")
+    assert regimes.compile_one(CASE, "resident") == ""
+    told = regimes.compile_one(CASE, "grid")
     assert told.endswith("float32 grid: raised RuntimeError: out of registers")
+
+
+def test_compiling_ahead_of_training_compiles_both_passes(perturbed):
+    def fail(made):
+        raise RuntimeError("out of registers")
+
+    perturbed("grid", fail, "backward")
+    case = CASE._replace(mode="train", cell="rnn_tanh", T=1)
+    assert regimes.compile_one(case._replace(mode="forward"), "grid") == ""
+    told = regimes.compile_one(case, "grid")
+    assert told.endswith("float32 grid: raised RuntimeError: out of registers")
+
+
+def test_what_the_sanitizer_looks_at_is_every_kernel(monkeypatch):
+    ran = set()
+    from fastrnn_kernels import sweep
+
+    def run(which):
+        ran.add((which.config.regime, which.problem.direction, which.constants.get("SPLITS")))
+        for tensor in which.tensors:
+            tensor.nan_to_num_(0.0)  # of a kernel that has not run
+
+    monkeypatch.setattr(launch, "run", run)
+    sanitize.passes("cpu")
+    assert {(regime, direction) for regime, direction, _ in ran} == sweep.KERNELS.keys()
+    assert {splits for _, _, splits in ran} >= {1, 2, 4}

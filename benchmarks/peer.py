@@ -1,0 +1,77 @@
+"""FlashRNN (Pöppel, Beck and Hochreiter, 2024; PyPI `flashrnn`) beside fastrnn, where it is there.
+
+Only its public function is called, as its documentation describes it. It takes one layer in one
+direction and leaves the input projection to the caller, who does it here as torch.nn would: time is
+that of a whole layer. It compiles its CUDA kernels at the first call, once per size, which takes
+a compiler (nvcc, g++, ninja) and a minute or more: so it stands beside few cases.
+"""
+
+from __future__ import annotations
+
+import functools
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from fastrnn.discovery import describe
+
+if TYPE_CHECKING:
+    from fastrnn.bench_cases import Case
+
+PEER = "FlashRNN"
+BACKEND = "cuda_fused"
+"""Its fastest for one head as wide as the layer."""
+FUNCTIONS = {"lstm": "lstm", "rnn_tanh": "elman"}
+BUILD_SECONDS = 90.0
+"""A guess of what compiling for one size takes."""
+
+
+@functools.lru_cache
+def absent() -> str | None:
+    """Why it cannot be imported here; None if it can."""
+    try:
+        import_module("flashrnn").flashrnn  # noqa: B018 # a namesake would have no such function
+    except Exception as error:  # whatever a package does on import
+        return f"flashrnn cannot be imported: {describe(error)}"
+    return None
+
+
+def takes(case: Case) -> bool:
+    """Whether it stands beside a case: cuDNN's best, which its authors publish, in 16 bits."""
+    sizes = (case.cell, case.T, case.B, case.H)
+    alone = case.layers == 1 and not case.bidirectional
+    return alone and sizes == ("lstm", 1024, 16, 768) and case.torch_dtype.itemsize == 2
+
+
+class FlashRNN(nn.Module):
+    """One layer, with torch.nn's parameters in torch.nn's order."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        self.function = FUNCTIONS[case.cell]
+        self.dtype = case.dtype
+        self.hidden = case.H
+        rows = case.spec.gates * case.H
+        sizes = {"weight_ih": (rows, case.I), "weight_hh": (rows, case.H),
+                 "bias_ih": (rows,), "bias_hh": (rows,)}  # fmt: skip
+        for name, size in sizes.items():
+            value = torch.zeros(size, dtype=case.torch_dtype, device=case.device)
+            self.register_parameter(f"{name}_l0", nn.Parameter(value))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Run x (T, B, I) from zero states: output (T, B, H) and final states (1, B, H) each.
+
+        In its own words Wx is (B, T, gates, heads, D), R (gates, heads, D, D), b (gates, heads,
+        D), and the states it returns (states, B, T, heads, D), h first; gates as torch orders them.
+        """
+        w_ih, w_hh, b_ih, b_hh = self.parameters()
+        gates = (-1, 1, self.hidden)
+        projected = nn.functional.linear(x, w_ih).view(*x.shape[:2], *gates).transpose(0, 1)
+        states, last = import_module("flashrnn").flashrnn(
+            projected, w_hh.view(*gates, self.hidden), (b_ih + b_hh).view(gates),
+            function=self.function, backend=BACKEND, dtype=self.dtype,
+        )  # fmt: skip
+        finals = tuple(state.squeeze(2).transpose(0, 1) for state in last)
+        return states[0].squeeze(2).transpose(0, 1), finals
