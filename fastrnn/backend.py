@@ -59,6 +59,8 @@ class Backend(ABC):
     contract: ClassVar[int]
     """The `CONTRACT_VERSION` it was written for, as a literal: `contract = 1`. Without a default,
     which would follow the host's and hide every change."""
+    recomputes: ClassVar[bool] = False
+    """Whether it can run a `Request.recompute`; layer backends can, through fastrnn."""
 
     def unavailable(self) -> list[str]:
         """Why this machine can run nothing at all with it; empty if it can.
@@ -154,6 +156,12 @@ class Layer:
     """`ieee`, `tf32` or `tf32x3` for float32 products."""
     save: bool
     """Whether a backward pass may follow."""
+    final_only: bool = False
+    """Nobody reads `LayerOutput.output`. With `save` the backward pass does and it is returned as
+    ever; without, it may be of no steps, (0, B, G, P), and fastrnn drops what is returned."""
+    recompute: int = 0
+    """fastrnn runs the layer in chunks of so many steps and saves the states between them; 0 for
+    the whole sequence at once, which is all that a backend ever sees."""
 
     @property
     def gates(self) -> int:
@@ -175,7 +183,7 @@ class LayerOutput(NamedTuple):
     """What a layer's forward pass returns."""
 
     output: Tensor
-    """(T, B, G, P), zero past a row's length."""
+    """(T, B, G, P), zero past a row's length; see `Layer.final_only`."""
     h_n: Tensor
     """(G, B, P): h after each row's last step in its direction. Not a view of `output`."""
     c_n: Tensor | None
@@ -222,6 +230,8 @@ class OutputGradients(NamedTuple):
 
 class LayerBackend(Backend):
     """A backend that runs one layer, in all its directions; fastrnn stacks the layers."""
+
+    recomputes: ClassVar[bool] = True
 
     @abstractmethod
     def layer_forward(self, layer: Layer) -> LayerOutput:

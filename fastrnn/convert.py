@@ -120,8 +120,9 @@ def convert(model: Model, *, filter_fn: Filter | None = None, backend: str = AUT
 def revert(model: Model) -> Model:
     """Swap every fastrnn layer and cell in `model` for torch.nn's, in place; undoes `convert`.
 
-    The backends chosen for layers are forgotten. Left are sigmoid layers, which torch does not
-    have, instances of subclasses, and layers that something refers to as `convert` would refuse.
+    The backends chosen for layers are forgotten, and so are `final_only` and `recompute`. Left are
+    sigmoid layers, which torch does not have, instances of subclasses, and layers that something
+    refers to as `convert` would refuse.
 
     Args:
         model: any module.
@@ -256,7 +257,8 @@ def _to_torch(layer: nn.Module) -> nn.Module:
     new = _new_like(layer, _TO_TORCH[_class_of(layer)])
     state = {name: value for name, value in vars(layer).items() if name not in DERIVED}
     if isinstance(layer, Recurrent):
-        del state["backend"]
+        for name in ("backend", "final_only", "recompute"):
+            state.pop(name, None)
         groups = layer.grouped_names()
         names = [name for group in groups for name in group]
         state["_all_weights"] = groups

@@ -199,6 +199,8 @@ def _ask(backend: Backend, request: Request, here: bool) -> Candidate:
     try:
         reasons = _checked_reasons(backend.unavailable()) if here else ()
         reasons += _checked_reasons(backend.can_run(request))
+        if request.recompute and request.needs_grad and not backend.recomputes:
+            reasons += ("recompute was asked for; it keeps what every step needs",)
         return Candidate(
             backend.name, reasons, None if reasons else _checked_cost(backend, request)
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+import operator
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch.nn.utils.rnn import PackedSequence
@@ -34,7 +35,9 @@ def lstm(
     training: bool = False,
     bidirectional: bool = False,
     backend: str = AUTO,
-) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
+    final_only: bool = False,
+    recompute: bool | int = False,
+) -> tuple[Tensor | PackedSequence | None, tuple[Tensor, Tensor]]:
     """LSTM without a module.
 
     The equations are those of `fastrnn.LSTM`; T, B, I, H, P, D stand for steps, batch, inputs,
@@ -54,19 +57,25 @@ def lstm(
         training: whether dropout applies.
         bidirectional: whether every layer also runs backwards in time.
         backend: `auto`, or the name of a backend, or several separated by commas.
+        final_only: whether only the final states are of use; the output is then None.
+        recompute: whether training saves memory: True, or the number of steps between the states
+            it keeps; see `fastrnn.LSTM`.
 
     Returns:
-        output (T, B, D * P), shaped as `input` is, and (h_n, c_n), shaped as `hx` is.
+        output (T, B, D * P), shaped as `input` is, or None if `final_only`, and (h_n, c_n), shaped
+        as `hx` is.
 
     Raises:
         ValueError, RuntimeError: as torch.nn.LSTM raises for wrong inputs or states, and for
-            weights that do not belong together.
+            weights that do not belong together; ValueError too for a `recompute` below 1.
+        TypeError: `final_only` is no bool, or `recompute` neither a bool nor an int.
         BackendError: `backend` names none that can run this call.
     """
+    checks.check_type("final_only", final_only, bool)
     spec = checks.spec_of_weights("lstm", weights, num_layers, bias, bidirectional)
     output, states = run(
         spec, input, hx, weights, batch_first=batch_first, dropout=dropout, training=training,
-        backend=backend,
+        backend=backend, final_only=final_only, recompute=checks.recompute_steps(recompute),
     )  # fmt: skip
     return output, cast("tuple[Tensor, Tensor]", states)
 
@@ -84,7 +93,9 @@ def rnn(
     training: bool = False,
     bidirectional: bool = False,
     backend: str = AUTO,
-) -> tuple[Tensor | PackedSequence, Tensor]:
+    final_only: bool = False,
+    recompute: bool | int = False,
+) -> tuple[Tensor | PackedSequence | None, Tensor]:
     """Elman RNN without a module; `lstm`'s arguments, but for these.
 
     Args:
@@ -100,13 +111,18 @@ def rnn(
         training: as for `lstm`.
         bidirectional: as for `lstm`.
         backend: as for `lstm`.
+        final_only: as for `lstm`.
+        recompute: as for `lstm`.
 
     Returns:
-        output (T, B, D * H), shaped as `input` is, and h_n, shaped as `hx` is.
+        output (T, B, D * H), shaped as `input` is, or None if `final_only`, and h_n, shaped as
+        `hx` is.
 
     Raises:
         ValueError, RuntimeError: as torch.nn.RNN raises for wrong inputs or states, for an
-            unknown nonlinearity, and for weights that do not belong together.
+            unknown nonlinearity, and for weights that do not belong together; ValueError too
+            for a `recompute` below 1.
+        TypeError: as for `lstm`.
         BackendError: `backend` names none that can run this call.
     """
     if nonlinearity not in _CELLS:
@@ -114,10 +130,11 @@ def rnn(
             f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh', 'relu' or 'sigmoid'."
         )
     cell = _CELLS[nonlinearity]
+    checks.check_type("final_only", final_only, bool)
     spec = checks.spec_of_weights(cell, weights, num_layers, bias, bidirectional)
     output, state = run(
         spec, input, hx, weights, batch_first=batch_first, dropout=dropout, training=training,
-        backend=backend,
+        backend=backend, final_only=final_only, recompute=checks.recompute_steps(recompute),
     )  # fmt: skip
     return output, cast("Tensor", state)
 
@@ -132,15 +149,21 @@ def run(
     dropout: float,
     training: bool,
     backend: str,
-) -> tuple[Tensor | PackedSequence, Tensor | tuple[Tensor, Tensor]]:
+    final_only: bool = False,
+    recompute: int = 0,
+) -> tuple[Tensor | PackedSequence | None, Tensor | tuple[Tensor, Tensor]]:
     """What `lstm`, `rnn` and the modules share; `weights` must fit `spec`.
+
+    `recompute` is in steps, 0 for none.
 
     Raises:
         ValueError, RuntimeError: as torch.nn raises for wrong inputs or states.
         BackendError: `backend` names none that can run this call.
     """
     if isinstance(input, PackedSequence):
-        return _run_packed(spec, input, hx, weights, dropout, training, backend)
+        return _run_packed(
+            spec, input, hx, weights, dropout, training, backend, final_only, recompute
+        )
     dims = input.dim()
     unbatched = dims == 2
     if dims != 3 and not unbatched:
@@ -154,15 +177,14 @@ def run(
         states = _zero_states(spec, input, batch)
     else:
         checks.check_states(spec, states, batch)
-    result = _dispatch(spec, input, None, states, weights, batch_first, dropout, training, backend)
+    output, *final = _dispatch(
+        spec, input, None, states, weights, batch_first, dropout, training, backend, final_only,
+        recompute,
+    )  # fmt: skip
     if unbatched:
-        output, *final = result
-        result = (output.squeeze(0 if batch_first else 1), *(state.squeeze(1) for state in final))
-    if spec.cell == "lstm":
-        output, h_n, c_n = result
-        return output, (h_n, c_n)
-    output, h_n = result
-    return output, h_n
+        final = [state.squeeze(1) for state in final]
+        output = None if output is None else output.squeeze(0 if batch_first else 1)
+    return output, (final[0], final[1]) if spec.cell == "lstm" else final[0]
 
 
 def _run_packed(
@@ -173,7 +195,9 @@ def _run_packed(
     dropout: float,
     training: bool,
     backend: str,
-) -> tuple[PackedSequence, Tensor | tuple[Tensor, Tensor]]:
+    final_only: bool,
+    recompute: int,
+) -> tuple[PackedSequence | None, Tensor | tuple[Tensor, Tensor]]:
     data, batch_sizes, sorted_indices, unsorted_indices = input
     batch = int(batch_sizes[0])
     checks.check_input(spec, data, weights[0], 2)
@@ -185,11 +209,14 @@ def _run_packed(
         if sorted_indices is not None:
             states = tuple(state.index_select(1, sorted_indices) for state in states)
     output, *final = _dispatch(
-        spec, data, batch_sizes, states, weights, False, dropout, training, backend
-    )
+        spec, data, batch_sizes, states, weights, False, dropout, training, backend, final_only,
+        recompute,
+    )  # fmt: skip
     if unsorted_indices is not None:
         final = [state.index_select(1, unsorted_indices) for state in final]
-    packed = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
+    packed = None
+    if output is not None:
+        packed = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
     return packed, (final[0], final[1]) if spec.has_cell_state else final[0]
 
 
@@ -212,6 +239,7 @@ def make_request(
     batch_first: bool,
     dropout: float,
     training: bool,
+    recompute: int = 0,
 ) -> Request:
     """The metadata of one call; `input` is three-dimensional, or a PackedSequence's data."""
     cell, input_size, hidden_size, proj_size, num_layers, bias, bidirectional = spec
@@ -248,7 +276,18 @@ def make_request(
         batch_sizes is not None,
         compiling,
         torch.get_num_threads() if on_cpu and not compiling else 0,
+        recompute if needs_grad else 0,
     )
+
+
+def _as_constant(field: object) -> object:
+    """A request's field for `decide_name`; torch.compile may have made a symbol of a number."""
+    if isinstance(field, float):
+        numerator, denominator = field.as_integer_ratio()  # Dynamo keeps float(field) a symbol
+        return numerator / denominator
+    if isinstance(field, int) and not isinstance(field, bool):
+        return operator.index(field)
+    return field
 
 
 def _any_requires_grad(*groups: Sequence[Tensor]) -> bool:
@@ -269,18 +308,24 @@ def _dispatch(
     dropout: float,
     training: bool,
     backend: str,
-) -> tuple[Tensor, ...]:
+    final_only: bool,
+    recompute: int,
+) -> tuple[Any, ...]:
+    """Output, or None if `final_only`, and final states, from the backend that is chosen."""
     request = make_request(
-        spec, input, batch_sizes, states, weights, batch_first, dropout, training
+        spec, input, batch_sizes, states, weights, batch_first, dropout, training, recompute
     )
     if request.compiling:
-        name = decide_name(backend, current_override(), *request)
+        name = decide_name(backend, current_override(), *map(_as_constant, request))
     else:
         name = decide(request, backend).backend
     chosen = registry().backends[name]
     if isinstance(chosen, StackBackend):
-        return chosen.run(StackCall(request, input, batch_sizes, states, weights, batch_first))
-    return _run_layers(spec, request, name, input, batch_sizes, states, weights, batch_first)
+        made = chosen.run(StackCall(request, input, batch_sizes, states, weights, batch_first))
+        return (None, *made[1:]) if final_only else made
+    return _run_layers(
+        spec, request, name, input, batch_sizes, states, weights, batch_first, final_only
+    )
 
 
 def _run_layers(
@@ -292,7 +337,8 @@ def _run_layers(
     states: tuple[Tensor, ...],
     weights: Sequence[Tensor],
     batch_first: bool,
-) -> tuple[Tensor, ...]:
+    final_only: bool,
+) -> tuple[Any, ...]:
     """Bring the call into the one form that a layer backend knows: padded, time-major, one dtype.
 
     An autocast region changes the dtype of the arithmetic; the casts are differentiable, so
@@ -314,7 +360,10 @@ def _run_layers(
     output, *final = stack.run(
         spec, input, states, weights, lengths=lengths, dropout=request.dropout,
         precision=request.precision, save=request.needs_grad, backend=backend,
+        final_only=final_only, recompute=request.recompute,
     )  # fmt: skip
+    if final_only:
+        return (None, *final)
     if batch_sizes is not None:
         assert lengths is not None
         output = torch.nn.utils.rnn.pack_padded_sequence(output, lengths.cpu()).data

@@ -46,6 +46,12 @@ class RNN(Recurrent):
         dtype: of the parameters; any floating-point dtype that a backend can compute in.
         backend: `auto`, or the name of a backend, or several in order of preference, separated
             by commas. May be set later, too: `module.backend = "reference"`.
+        final_only: whether only the final states are of use, as where a sequence is classified:
+            the output is then None, and outside of training it is never held in memory. May be
+            set later.
+        recompute: whether training gives time for memory: it keeps h at every k-th step, and
+            the backward pass runs k steps at a time forward once more. True is 128 steps, a
+            number is k. Gradients are the same but for rounding. May be set later.
 
     Attributes:
         weight_ih_l[k]: W_ih of layer k, (H, I) for k = 0, else (H, D * H).
@@ -55,7 +61,7 @@ class RNN(Recurrent):
         weight_ih_l[k]_reverse: and so on, of the direction backwards in time.
 
     Raises:
-        ValueError: a size, `dropout` or `nonlinearity` is out of range.
+        ValueError: a size, `dropout`, `nonlinearity` or `recompute` is out of range.
         TypeError: an argument is of the wrong type.
         BackendError: `backend` names an unknown one.
 
@@ -82,6 +88,8 @@ class RNN(Recurrent):
         dtype: torch.dtype | None = None,
         *,
         backend: str = AUTO,
+        final_only: bool = False,
+        recompute: bool | int = False,
         **unsupported: Any,
     ) -> None:
         if "proj_size" in unsupported:
@@ -108,6 +116,8 @@ class RNN(Recurrent):
             device,
             dtype,
             backend,
+            final_only,
+            recompute,
         )
         self.nonlinearity = nonlinearity
 
@@ -130,8 +140,8 @@ class RNN(Recurrent):
             hx: h(0), (L * D, B, H), or (L * D, H) unbatched; zeros if None.
 
         Returns:
-            output, the last layer's h(t), shaped as `input` with D * H features, and h_n, every
-            layer's last h(t), shaped as `hx`.
+            output, the last layer's h(t), shaped as `input` with D * H features, or None if
+            `final_only`, and h_n, every layer's last h(t), shaped as `hx`.
 
         Raises:
             ValueError: wrong dims or dtype of `input`.
@@ -174,6 +184,12 @@ class LSTM(Recurrent):
         dtype: of the parameters; any floating-point dtype that a backend can compute in.
         backend: `auto`, or the name of a backend, or several in order of preference, separated
             by commas. May be set later, too: `module.backend = "reference"`.
+        final_only: whether only the final states are of use, as where a sequence is classified:
+            the output is then None, and outside of training it is never held in memory. May be
+            set later.
+        recompute: whether training gives time for memory: it keeps h and c at every k-th step, and
+            the backward pass runs k steps at a time forward once more. True is 128 steps, a
+            number is k. Gradients are the same but for rounding. May be set later.
 
     Attributes:
         weight_ih_l[k]: (W_ii|W_if|W_ig|W_io) of layer k, (4 * H, I) for k = 0, else
@@ -185,7 +201,7 @@ class LSTM(Recurrent):
         weight_ih_l[k]_reverse: and so on, of the direction backwards in time.
 
     Raises:
-        ValueError: a size or `dropout` is out of range.
+        ValueError: a size, `dropout` or `recompute` is out of range.
         TypeError: an argument is of the wrong type.
         BackendError: `backend` names an unknown one.
 
@@ -210,6 +226,8 @@ class LSTM(Recurrent):
         dtype: torch.dtype | None = None,
         *,
         backend: str = AUTO,
+        final_only: bool = False,
+        recompute: bool | int = False,
     ) -> None:
         super().__init__(
             "LSTM",
@@ -224,6 +242,8 @@ class LSTM(Recurrent):
             device,
             dtype,
             backend,
+            final_only,
+            recompute,
         )
 
     @overload
@@ -248,8 +268,8 @@ class LSTM(Recurrent):
                 None.
 
         Returns:
-            output, the last layer's h(t), shaped as `input` with D * P features, and (h_n, c_n),
-            every layer's last h(t) and c(t), shaped as `hx`.
+            output, the last layer's h(t), shaped as `input` with D * P features, or None if
+            `final_only`, and (h_n, c_n), every layer's last h(t) and c(t), shaped as `hx`.
 
         Raises:
             ValueError: wrong dims or dtype of `input`.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from fastrnn import unrolled
+from fastrnn import chunked, unrolled
 from fastrnn.backend import Layer, LayerBackend, OutputGradients, Wanted
 from fastrnn.plugins import registry
 
@@ -31,8 +31,8 @@ return lists cost torch.library several times as much per call."""
 
 _LAYER = (
     "Tensor x, Tensor weight_ih, Tensor weight_hh, Tensor? bias, Tensor h0, Tensor? c0, "
-    "Tensor? weight_hr, Tensor? lengths, str cell, bool[] reverse, str precision, bool save, "
-    "str backend"
+    "Tensor? weight_hr, Tensor? lengths, str cell, bool[] reverse, str precision, "
+    "int recompute, bool final_only, bool save, str backend"
 )
 _SAVED = ", ".join(f"Tensor saved_{i}" for i in range(SAVED))
 _library = torch.library.Library("fastrnn", "DEF")
@@ -47,24 +47,25 @@ def layer_forward(layer: Layer, backend: str) -> tuple[Tensor, Tensor, Tensor | 
     """Run one layer through the backend called `backend`, differentiably.
 
     Returns:
-        output (T, B, G, P), h_n (G, B, P) and, for an LSTM, c_n (G, B, H).
+        output (T, B, G, P), h_n (G, B, P) and, for an LSTM, c_n (G, B, H). The output has no
+        steps if only the final states were asked for and no backward pass may follow.
     """
     output, h_n, c_n, *_ = torch.ops.fastrnn.layer_forward(
         layer.x, layer.weight_ih, layer.weight_hh, layer.bias, layer.h0, layer.c0,
-        layer.weight_hr, layer.lengths, layer.cell, layer.reverse, layer.precision, layer.save,
-        backend,
+        layer.weight_hr, layer.lengths, layer.cell, layer.reverse, layer.precision,
+        layer.recompute, layer.final_only, layer.save, backend,
     )  # fmt: skip
     return output, h_n, None if layer.c0 is None else c_n
 
 
 def _layer(arguments: Sequence[Any]) -> tuple[Layer, LayerBackend]:
     """The `Layer` and the backend behind the operators' shared arguments, see `_LAYER`."""
-    *tensors, cell, reverse, precision, save, backend = arguments
+    *tensors, cell, reverse, precision, recompute, final_only, save, backend = arguments
     x, weight_ih, weight_hh, bias, h0, c0, weight_hr, lengths = tensors
     layer = Layer(
         x=x, weight_ih=weight_ih, weight_hh=weight_hh, bias=bias, h0=h0, c0=c0,
         weight_hr=weight_hr, lengths=lengths, cell=cell, reverse=tuple(reverse),
-        precision=precision, save=save,
+        precision=precision, save=save, final_only=final_only, recompute=recompute,
     )  # fmt: skip
     return layer, cast("LayerBackend", registry().backends[backend])
 
@@ -87,16 +88,26 @@ def _pad(layer: Layer, c_n: Tensor | None, saved: Sequence[Tensor]) -> list[Tens
 def _forward(*arguments: Any) -> tuple[Tensor, ...]:
     layer, backend = _layer(arguments)
     with _no_autocast(layer):
-        output, h_n, c_n, saved = backend.layer_forward(layer)
+        if layer.save and layer.recompute:
+            made = chunked.forward(backend, layer)
+        else:
+            made = backend.layer_forward(layer)
+    output, h_n, c_n, saved = made
+    if layer.final_only and not layer.save:
+        output = output.new_empty((0, *output.shape[1:]))
     return (output, h_n, *_pad(layer, c_n, saved))
 
 
 def _forward_fake(*arguments: Any) -> tuple[Tensor, ...]:
     layer, backend = _layer(arguments)
     steps, batch = layer.x.shape[:2]
+    if layer.final_only and not layer.save:
+        steps = 0
     output = layer.x.new_empty((steps, batch, layer.groups, layer.h0.shape[-1]))
     c_n = None if layer.c0 is None else torch.empty_like(layer.c0)
-    saved = backend.saved_like(layer) if layer.save else ()
+    saved: tuple[Tensor, ...] = ()
+    if layer.save:
+        saved = chunked.saved_like(layer) if layer.recompute else backend.saved_like(layer)
     return (output, torch.empty_like(layer.h0), *_pad(layer, c_n, saved))
 
 
@@ -109,7 +120,10 @@ def _backward(
     layer, backend = _layer(arguments[SAVED + 1 :])
     grad = OutputGradients(d_output, d_h_n, d_c_n)
     with _no_autocast(layer):
-        got = backend.layer_backward(grad, layer, output, saved, wanted)
+        if layer.recompute:
+            got = chunked.backward(backend, grad, layer, output, saved, wanted)
+        else:
+            got = backend.layer_backward(grad, layer, output, saved, wanted)
     return [cast("Tensor", g) for g, is_wanted in zip(got, wanted, strict=True) if is_wanted]
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from fastrnn.checks import check_type, recompute_steps
 from fastrnn.dispatch import AUTO, decide, parse_names
 from fastrnn.functional import make_request, run
 from fastrnn.request import Spec
@@ -43,6 +44,9 @@ class Recurrent(nn.Module):
     bidirectional: bool
     proj_size: int
     backend: str
+    # with values, for what torch.nn or an earlier version made
+    final_only: bool = False
+    recompute: bool | int = False
 
     # Derived from the attributes above by `_refresh`, so that a call computes none of it.
     _spec: Spec
@@ -62,6 +66,8 @@ class Recurrent(nn.Module):
         device: torch.device | str | int | None,
         dtype: torch.dtype | None,
         backend: str,
+        final_only: bool,
+        recompute: bool | int,
     ) -> None:
         super().__init__()
         self.mode = mode
@@ -74,6 +80,8 @@ class Recurrent(nn.Module):
         self.bidirectional = bidirectional
         self.proj_size = proj_size
         self.backend = backend
+        self.final_only = final_only
+        self.recompute = recompute
         self._check_arguments(dropout)
         self._refresh()
         for name in self._weight_names:
@@ -102,9 +110,9 @@ class Recurrent(nn.Module):
                 stacklevel=4,  # the line that constructs the RNN or LSTM
             )
         for name, kind in (("bias", bool), ("batch_first", bool)):
-            _check_type(name, getattr(self, name), kind)
+            check_type(name, getattr(self, name), kind)
         for name in ("input_size", "hidden_size"):
-            _check_type(name, getattr(self, name), int)
+            check_type(name, getattr(self, name), int)
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be greater than zero")
         if self.num_layers <= 0:
@@ -133,6 +141,10 @@ class Recurrent(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "backend":
             parse_names(value)
+        elif name == "final_only":
+            check_type(name, value, bool)
+        elif name == "recompute":
+            recompute_steps(value)
         super().__setattr__(name, value)
         if "_weight_names" in self.__dict__:  # else still under construction
             if name in _IN_SPEC:
@@ -216,6 +228,10 @@ class Recurrent(nn.Module):
             shown.append("nonlinearity=sigmoid")
         if self.backend != AUTO:
             shown.append(f"backend={self.backend}")
+        if self.final_only:
+            shown.append("final_only=True")
+        if self.recompute is not False:
+            shown.append(f"recompute={self.recompute}")
         return ", ".join([str(self.input_size), str(self.hidden_size), *shown])
 
     def _weights(self) -> list[Tensor]:
@@ -236,6 +252,8 @@ class Recurrent(nn.Module):
             dropout=self.dropout,
             training=self.training,
             backend=self.backend,
+            final_only=self.final_only,
+            recompute=recompute_steps(self.recompute),
         )
 
 
@@ -275,13 +293,9 @@ def explain(
         layer.batch_first,
         layer.dropout,
         layer.training,
+        recompute_steps(layer.recompute),
     )
     return decide(request, layer.backend)
-
-
-def _check_type(name: str, value: object, kind: type) -> None:
-    if not isinstance(value, kind):
-        raise TypeError(f"{name} should be of type {kind.__name__}, got: {type(value).__name__}")
 
 
 def _parameter_names(spec: Spec) -> tuple[str, ...]:

@@ -81,6 +81,9 @@ class Request(NamedTuple):
     """Traced by torch.compile or torch.export."""
     threads: int
     """Intra-op threads torch may use on the CPU; 0 on other devices."""
+    recompute: int = 0
+    """Training keeps the states at every so many steps and recomputes what lies between them; 0
+    keeps what the backward pass needs of every step. 0 too where no gradient is needed."""
 
     @property
     def gates(self) -> int:
@@ -110,6 +113,7 @@ class Request(NamedTuple):
             f"dropout={self.dropout:g}" if self.dropout else "",
             "variable lengths" if self.varlen else "",
             "forward and backward" if self.needs_grad else "forward only",
+            f"recompute={self.recompute}" if self.recompute else "",
             "eval mode" if not self.training else "",
             "torch.compile" if self.compiling else "",
         ]

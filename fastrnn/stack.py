@@ -28,6 +28,8 @@ def run(
     precision: str,
     save: bool,
     backend: str,
+    final_only: bool = False,
+    recompute: int = 0,
 ) -> tuple[Tensor, ...]:
     """Run every layer in turn; the directions of a layer are one call with G = 2.
 
@@ -41,9 +43,12 @@ def run(
         precision: `ieee`, `tf32` or `tf32x3`.
         save: whether a backward pass may follow.
         backend: the name of a `LayerBackend`.
+        final_only: whether nobody reads the output.
+        recompute: `Layer.recompute`.
 
     Returns:
-        output (T, B, directions * P), h_n and, for an LSTM, c_n, shaped as in `hx`.
+        output (T, B, directions * P), h_n and, for an LSTM, c_n, shaped as in `hx`. With
+        `final_only` the output is whatever the last layer returns there.
     """
     groups = spec.directions
     per_direction = len(weights) // (spec.num_layers * groups)
@@ -69,6 +74,8 @@ def run(
                 reverse=reverse,
                 precision=precision,
                 save=save,
+                final_only=final_only and layer == spec.num_layers - 1,
+                recompute=recompute,
             ),
             backend,
         )

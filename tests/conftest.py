@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -32,6 +32,24 @@ def poisoned() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def peak_memory() -> Callable[[Callable[[], object]], int]:
+    """Of a function: the most bytes of CPU memory that torch held at a time while it ran."""
+
+    def measure(function: Callable[[], object]) -> int:
+        cpu = torch.profiler.ProfilerActivity.CPU
+        with torch.profiler.profile(activities=[cpu], profile_memory=True) as profile:
+            function()
+        events = profile.profiler.kineto_results.events()
+        memory = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
+        assert memory
+        # stable: what happens within a nanosecond stays in the order in which it happened
+        in_order = (size for _, size in sorted(memory, key=lambda event: event[0]))
+        return max(itertools.accumulate(in_order))
+
+    return measure
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -33,7 +33,7 @@ def layer_arguments(
         leaf(groups, B, P), leaf(groups, B, H) if cell == "lstm" else None,
         leaf(groups, P, H) if proj else None,
         None if lengths is None else torch.tensor(lengths),
-        cell, [False, True][:groups], "ieee", True, "reference",
+        cell, [False, True][:groups], "ieee", 0, False, True, "reference",
     )  # fmt: skip
 
 

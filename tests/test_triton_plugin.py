@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from fastrnn_triton import cost, tuned
 from fastrnn_triton.tuned import Found, Key
 
 GRID = GridConfig(16, 8, 128, lanes=1, ahead=1)
-KEY = Key.of("sm_90", "lstm", torch.bfloat16, "tf32", 512, 16, 1)
+KEY = Key.of("forward", "sm_90", "lstm", torch.bfloat16, "tf32", 512, 16, 1)
 
 
 def request(**changes: object) -> Request:
@@ -75,6 +76,9 @@ def test_what_makes_a_call_longer_makes_its_estimate_larger():
     ):  # fmt: skip
         assert cost.estimate(request(**changes)).seconds > base, changes
     assert "back" in cost.estimate(request(needs_grad=True)).why
+    trained = [cost.estimate(request(needs_grad=True, recompute=k)).seconds for k in (0, 50, 5)]
+    assert trained == sorted(trained)
+    assert trained[0] < trained[1] < trained[2]
     # one launch for both directions
     both = cost.estimate(request(bidirectional=True)).seconds
     assert both < 1.3 * base
@@ -84,11 +88,12 @@ def test_found_configurations_are_kept_for_the_next_process(h200):
     assert tuned.lookup(KEY) is None
     others = [
         (KEY._replace(B=17), Found(StepConfig(16, 16, 64, num_stages=2), 9.5)),
+        (KEY._replace(direction="backward"), Found(replace(GRID, splits=4), 3.0)),
         (KEY._replace(cell="rnn_tanh"), Found(ResidentConfig(16, 512, num_warps=8), 1.0)),
     ]
     for key, found in [(KEY, Found(GRID, 2.5)), *others]:
         tuned.remember(key, found)
-    assert len(json.loads(h200.read_text())) == 3
+    assert len(json.loads(h200.read_text())) == 4
     tuned.reset()
     assert tuned.lookup(KEY) == GRID
     for key, found in others:
@@ -108,7 +113,7 @@ def test_a_second_process_loses_nothing(h200):
 
 def test_precision_is_part_of_the_key_of_float32_only():
     assert KEY.precision == "ieee"
-    kept = Key.of("sm_90", "lstm", torch.float32, "tf32", 512, 16, 1)
+    kept = Key.of("forward", "sm_90", "lstm", torch.float32, "tf32", 512, 16, 1)
     assert (kept.dtype, kept.precision) == ("float32", "tf32")
 
 

@@ -39,7 +39,19 @@ class ReferenceBackend(RecurrenceBackend):
         """Run the time loop, a group after the other."""
         steps, batch = gates_x.shape[:2]
         groups, size = layer.groups, layer.h0.shape[-1]
-        output = gates_x.new_empty((steps, batch, groups, size))
+        final_only = layer.final_only and not layer.save
+        if final_only and layer.c0 is None:
+            h_n = [
+                elman.final(
+                    layer.cell, gates_x[:, :, g], weight_hh[g], layer.h0[g], layer.lengths,
+                    layer.reverse[g],
+                )
+                for g in range(groups)
+            ]  # fmt: skip
+            nothing = gates_x.new_empty((0, batch, groups, size))
+            return LayerOutput(nothing, torch.stack(h_n), None, ())
+        # what nobody reads later is that of one step, written over by the next
+        output = gates_x.new_empty((1 if final_only else steps, batch, groups, size))
         if layer.c0 is None:
             h_n = [
                 elman.forward(
@@ -49,7 +61,6 @@ class ReferenceBackend(RecurrenceBackend):
                 for g in range(groups)
             ]  # fmt: skip
             return LayerOutput(output, torch.stack(h_n), None, ())
-        # the gates of a forward pass alone are those of one step, written over by the next
         kept = steps if layer.save else 1
         gates = torch.empty_like(gates_x[:kept], memory_format=torch.contiguous_format)
         cells = gates_x.new_empty((kept, batch, groups, layer.hidden_size))
@@ -58,13 +69,14 @@ class ReferenceBackend(RecurrenceBackend):
                 gates_x[:, :, g], weight_hh[g],
                 None if layer.weight_hr is None else layer.weight_hr[g],
                 layer.h0[g], layer.c0[g], layer.lengths, layer.reverse[g],
-                output[:, :, g],
+                output[:, :, g].expand(steps, -1, -1),
                 gates[:, :, g].expand(steps, -1, -1), cells[:, :, g].expand(steps, -1, -1),
             )
             for g in range(groups)
         ]  # fmt: skip
         h_ns, c_ns = zip(*states, strict=True)
         saved = (gates, cells) if layer.save else ()
+        output = output[:0] if final_only else output
         return LayerOutput(output, torch.stack(h_ns), torch.stack(c_ns), saved)
 
     def recurrence_backward(

@@ -30,12 +30,13 @@ def estimate(request: Request) -> Cost:
     loop, lstm = steps(request) * request.directions, request.cell == "lstm"
     if request.device != "cpu":
         forward, backward = OPERATIONS.get(request.cell, (2, 2))
-        operations = forward + (backward if request.needs_grad else 0)
+        operations = forward * (1 + _replays(request)) + (backward if request.needs_grad else 0)
         return Cost(2e-4 + loop * operations * LAUNCH, f"{operations} small operations a step")
     product = cpu_step(request)
     if request.needs_grad:
         step = (LSTM_STEP_TRAINING if lstm else STEP_TRAINING) + 3 * product
         gates = rows(request) * request.gates * request.hidden_size * request.dtype.itemsize
+        step += _replays(request) * (LSTM_STEP + product)
         step += (LSTM_PASSES if lstm else PASSES) * gates / STREAM
         # the weights and their gradients pass through the cache once, however short the sequence
         weights = 3 * recurrent_weights(request) * request.num_layers * request.dtype.itemsize
@@ -44,3 +45,8 @@ def estimate(request: Request) -> Cost:
     else:
         step, call, why = (LSTM_STEP if lstm else STEP) + product, CALL, "a Python step loop"
     return Cost(MARGIN * (call + loop * step), why)
+
+
+def _replays(request: Request) -> int:
+    """Forward passes within the backward pass; Elman steps need none."""
+    return int(request.needs_grad and request.recompute > 0 and request.cell == "lstm")

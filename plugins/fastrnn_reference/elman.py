@@ -69,6 +69,26 @@ def forward(
     return h
 
 
+def final(
+    cell: str,
+    gates_x: Tensor,
+    weight_hh: Tensor,
+    h0: Tensor,
+    lengths: Tensor | None,
+    reverse: bool,
+) -> Tensor:
+    """Return h_n (B, H) and keep no other step; arguments as for `forward`."""
+    activation, weight = ACTIVATIONS[cell], weight_hh.mT
+    h = h0
+    if lengths is None:
+        for (a,) in in_order(reverse, gates_x):
+            h = activation(torch.addmm(a, h, weight))
+        return h
+    for a, is_alive in in_order(reverse, gates_x, alive_steps(lengths, gates_x)):
+        h = torch.where(is_alive, activation(torch.addmm(a, h, weight)), h)
+    return h
+
+
 def backward(
     cell: str,
     d_output: Tensor | None,

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from fastrnn.backend import Layer, Wanted
     from fastrnn.request import Cost, Request
+    from fastrnn_kernels import LaunchConfig
+    from fastrnn_kernels.configs import Direction
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # float64 runs in the interpreter, where gradcheck needs it; on a GPU it would lose to cuBLAS
@@ -68,8 +70,9 @@ class TritonBackend(RecurrenceBackend):
         return cost.estimate(request)
 
     def tune(self, request: Request, progress: Callable[[str], None]) -> None:
-        """Time the launch configurations of the forward pass, and use the fastest from now on."""
-        tuned.remember(*search.search(request, progress))
+        """Time the launch configurations of both passes, and use the fastest from now on."""
+        for key, found in search.search(request, progress):
+            tuned.remember(key, found)
 
     def forget(self) -> list[Path]:
         """Delete the launch configurations that were found on this machine."""
@@ -83,13 +86,10 @@ class TritonBackend(RecurrenceBackend):
 
     def recurrence_forward(self, gates_x: Tensor, weight_hh: Tensor, layer: Layer) -> LayerOutput:
         """In the regime that the planner, or `fastrnn tune` before it, found to be the fastest."""
-        arch = arch_of(gates_x.device) if gates_x.device.type == "cuda" else ""
-        _, B, G, _ = gates_x.shape
-        H, dtype = layer.hidden_size, gates_x.dtype
-        found = tuned.lookup(tuned.Key.of(arch, layer.cell, dtype, layer.precision, H, B, G))
         output, h_n, c_n, gates, cells = _kernels().forward(
             layer.cell, gates_x, weight_hh.contiguous(), layer.h0, layer.c0,
-            reverse=layer.reverse, save=layer.save, precision=layer.precision, config=found,
+            reverse=layer.reverse, save=layer.save, keep_output=layer.save or not layer.final_only,
+            overwrite=True, precision=layer.precision, config=_found("forward", layer, gates_x),
         )  # fmt: skip
         return LayerOutput(output, h_n, c_n, () if gates is None else (gates, cells))
 
@@ -102,18 +102,30 @@ class TritonBackend(RecurrenceBackend):
         saved: Sequence[Tensor],
         wanted: Wanted,
     ) -> Recurrence:
-        """One launch per time step, backwards."""
+        """As forward, in the regime that was planned or found; they need not be the same."""
         gates, cells = (None, None) if layer.c0 is None else saved[:2]
         made = _kernels().backward(
             layer.cell, weight_hh.contiguous(), output, gates, cells, layer.c0,
             d_output=grad.output, d_h_n=grad.h_n, d_c_n=grad.c_n,
             reverse=layer.reverse, precision=layer.precision,
+            config=_found("backward", layer, output),
         )  # fmt: skip
         d_h0 = None
         if wanted.h0:  # dL/dh0 = W_hh^T dgates of the first step
             firsts = [made.d_gates[-1 if r else 0, :, g] for g, r in enumerate(layer.reverse)]
             d_h0 = self.matmul(torch.stack(firsts), weight_hh, precision=layer.precision)
         return Recurrence(made.d_gates, d_h0, made.d_c0)
+
+
+def _found(direction: Direction, layer: Layer, like: Tensor) -> LaunchConfig | None:
+    """What `fastrnn tune` has found for such a layer; ``like``: (T, B, G, anything)."""
+    arch = arch_of(like.device) if like.device.type == "cuda" else ""
+    _, B, G, _ = like.shape
+    return tuned.lookup(
+        tuned.Key.of(
+            direction, arch, layer.cell, like.dtype, layer.precision, layer.hidden_size, B, G
+        )
+    )
 
 
 def _kernels() -> Any:

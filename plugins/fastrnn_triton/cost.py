@@ -45,6 +45,11 @@ def estimate(request: Request) -> Cost:
         backward = plan(problem(request, "backward"), limits).estimate
         seconds += backward.start + count * backward.step
         why += f" and {backward.step * 1e6:.1f} us back"
+    if request.needs_grad and request.recompute:
+        # Chunk by chunk: each has its calls, and those of a cell with gates to save run twice.
+        chunks = -(-count // request.recompute)
+        replays = chunks * forward.estimate.start + count * forward.estimate.step
+        seconds += 2 * chunks * CALL + (replays if request.cell == "lstm" else 0.0)
     return Cost(seconds * UNMEASURED, f"{why}, x{UNMEASURED:g}: unmeasured")
 
 

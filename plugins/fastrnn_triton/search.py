@@ -12,13 +12,17 @@ from fastrnn_triton import cost
 from fastrnn_triton.tuned import Found, Key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
     from fastrnn.request import Request
     from fastrnn_kernels import LaunchConfig
+    from fastrnn_kernels.configs import Direction
     from fastrnn_kernels.matmul_configs import Precision
+
+    Run = Callable[[LaunchConfig], Tensor]
+    Clock = Callable[[Callable[[], object]], float]
 
 SLACK = 2.0
 """Configurations estimated at up to this many times the best are tried."""
@@ -31,9 +35,9 @@ def search(
     progress: Callable[[str], None],
     *,
     device: str = "cuda",
-    clock: Callable[[Callable[[], object]], float] | None = None,
-) -> tuple[Key, Found]:
-    """Find the fastest configuration of the forward pass of one layer.
+    clock: Clock | None = None,
+) -> Iterator[tuple[Key, Found]]:
+    """Find the fastest configurations of one layer: forward, and back if gradients are asked for.
 
     Each is compared with the step regime first, and must give the same bits twice; one that is
     wrong, or that the compiler or the driver refuses, is reported and left out.
@@ -48,29 +52,58 @@ def search(
         RuntimeError: none was right.
     """
     import fastrnn_kernels as kernels
-    from fastrnn_kernels.model import Rates, estimate
-    from fastrnn_kernels.plan import candidates
 
     T = min(request.seq_len or STEPS, STEPS)
     G, H, B, K = request.directions, request.hidden_size, rows(request), request.gates
-    limits = kernels.DeviceLimits.of(torch.device(device))
-    problem = cost.problem(request, "forward")
-    key = Key.of(request.arch, request.cell, request.dtype, request.precision, H, B, G)
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
         values = torch.rand(shape, generator=generator) * 2 - 1
         return values.to(device=device, dtype=request.dtype)
 
-    tensors = (draw(T, B, G, K * H), draw(G, K * H, H) / math.sqrt(H), draw(G, B, H))
+    gates_x, weight_hh, h0 = draw(T, B, G, K * H), draw(G, K * H, H) / math.sqrt(H), draw(G, B, H)
     c0 = draw(G, B, H) if request.cell == "lstm" else None
+    precision = cast("Precision", request.precision)
 
-    def run(config: LaunchConfig) -> Tensor:
+    def forward(config: LaunchConfig) -> Tensor:
         return kernels.forward(
-            request.cell, *tensors, c0,
-            save=request.needs_grad, precision=cast("Precision", request.precision), config=config,
+            request.cell, gates_x, weight_hh, h0, c0,
+            save=request.needs_grad, precision=precision, config=config,
         ).output  # fmt: skip
 
+    yield _fastest("forward", forward, T, request, progress, device, clock)
+    if not request.needs_grad:
+        return
+    made = kernels.forward(
+        request.cell, gates_x, weight_hh, h0, c0, save=True, precision=precision, regime="step"
+    )
+    d_output = draw(T, B, G, H)
+
+    def backward(config: LaunchConfig) -> Tensor:
+        return kernels.backward(
+            request.cell, weight_hh, made.output, made.gates, made.cells, c0,
+            d_output=d_output, precision=precision, config=config,
+        ).d_gates  # fmt: skip
+
+    yield _fastest("backward", backward, T, request, progress, device, clock)
+
+
+def _fastest(
+    direction: Direction,
+    run: Run,
+    T: int,
+    request: Request,
+    progress: Callable[[str], None],
+    device: str,
+    clock: Clock | None,
+) -> tuple[Key, Found]:
+    """The fastest configuration of one direction; T: steps of a run."""
+    import fastrnn_kernels as kernels
+    from fastrnn_kernels.model import Rates, estimate
+    from fastrnn_kernels.plan import candidates
+
+    limits = kernels.DeviceLimits.of(torch.device(device))
+    problem = cost.problem(request, direction)
     guesses = {
         config: estimate(config, problem, limits, Rates()).seconds(T)
         for config in candidates(problem, limits)
@@ -80,14 +113,15 @@ def search(
     tried = [config for config in sorted(guesses, key=guesses.__getitem__)
              if guesses[config] <= most or config is reference]  # fmt: skip
     want = run(reference).double()
-    # Two roundings to the dtype a step, of values up to 1, as a random walk.
+    # Two roundings to the dtype a step, of values up to the largest, as a random walk.
     allowed = 4 * torch.finfo(request.dtype).eps * math.sqrt(T)
     if request.dtype == torch.float32 and request.precision == "tf32":
         allowed = 4 * 2.0**-10 * math.sqrt(T)
+    allowed *= max(1.0, float(want.abs().max()))
     clock = clock or _device_seconds
     best: Found | None = None
     for number, config in enumerate(tried, 1):
-        progress(f"triton: {number} of {len(tried)}: {config}")
+        progress(f"triton {direction}: {number} of {len(tried)}: {config}")
         try:
             got = run(config)
             if not (got.double() - want).abs().max() <= allowed:
@@ -96,13 +130,18 @@ def search(
                 raise ArithmeticError("another result the second time")
             microseconds = clock(lambda config=config: run(config)) / T * 1e6  # type: ignore[misc] # bound now
         except Exception as error:  # the others may still do
-            progress(f"triton: left out {config}: {type(error).__name__}: {error}")
+            progress(f"triton {direction}: left out {config}: {type(error).__name__}: {error}")
             continue
         if best is None or microseconds < best.microseconds:
             best = Found(config, microseconds)
     if best is None:
-        raise RuntimeError("no launch configuration of the Triton kernels was right")
-    progress(f"triton: {best.microseconds:.2f} us a step with {best.config}")
+        raise RuntimeError(f"no launch configuration of the Triton kernels was right {direction}")
+    progress(f"triton {direction}: {best.microseconds:.2f} us a step with {best.config}")
+    hidden, batch, groups = request.hidden_size, rows(request), request.directions
+    key = Key.of(
+        direction, request.arch, request.cell, request.dtype, request.precision,
+        hidden, batch, groups,
+    )  # fmt: skip
     return key, best
 
 

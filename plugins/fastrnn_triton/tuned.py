@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from fastrnn_kernels import LaunchConfig
+    from fastrnn_kernels.configs import Direction
 
 _log = logging.getLogger("fastrnn")
 
@@ -29,6 +30,7 @@ _log = logging.getLogger("fastrnn")
 class Key(NamedTuple):
     """What a configuration was found for; T does not matter to it."""
 
+    direction: str
     arch: str
     cell: str
     dtype: str
@@ -39,11 +41,21 @@ class Key(NamedTuple):
 
     @classmethod
     def of(
-        cls, arch: str, cell: str, dtype: torch.dtype, precision: str, H: int, B: int, G: int
+        cls,
+        direction: Direction,
+        arch: str,
+        cell: str,
+        dtype: torch.dtype,
+        precision: str,
+        H: int,
+        B: int,
+        G: int,
     ) -> Key:
         """Precision counts for float32 alone."""
         kind = str(dtype).removeprefix("torch.")
-        return cls(arch, cell, kind, precision if kind == "float32" else "ieee", H, B, G)
+        if kind != "float32":
+            precision = "ieee"
+        return cls(direction, arch, cell, kind, precision, H, B, G)
 
 
 class Found(NamedTuple):
@@ -51,7 +63,7 @@ class Found(NamedTuple):
 
     config: LaunchConfig
     microseconds: float
-    """Of a step, forwards."""
+    """Of a step."""
 
 
 _found: dict[str, dict[Key, Found]] = {}

@@ -72,6 +72,35 @@ def test_gradcheck_through_the_operators(cell):
     assert torch.autograd.gradcheck(call, leaves, atol=1e-7, fast_mode=True)
 
 
+@pytest.mark.parametrize("kind", [fastrnn.LSTM, fastrnn.RNN])
+def test_recomputed_gradients_are_the_same(kind):
+    plain = kind(3, 5, num_layers=2, bidirectional=True, backend="triton").double()
+    saving = kind(3, 5, num_layers=2, bidirectional=True, backend="triton", recompute=2).double()
+    saving.load_state_dict(plain.state_dict())
+    x = torch.randn(5, 2, 3, dtype=torch.float64)
+    found = []
+    for layer in (plain, saving):
+        own = x.clone().requires_grad_()
+        layer(own)[0].sin().sum().backward()
+        found.append([own.grad, *(weight.grad for weight in layer.parameters())])
+    for got, want in zip(found[1], found[0], strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("kind", [fastrnn.LSTM, fastrnn.RNN])
+def test_final_states_alone(kind):
+    whole = kind(3, 5, num_layers=2, bidirectional=True, backend="triton")
+    final = kind(3, 5, num_layers=2, bidirectional=True, backend="triton", final_only=True)
+    final.load_state_dict(whole.state_dict())
+    x = torch.randn(5, 2, 3)
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            (_, want), (nothing, got) = whole(x), final(x)
+        assert nothing is None
+        for state, expected in zip(got, want, strict=True):
+            assert torch.equal(state, expected)
+
+
 def test_batch_first_unbatched_and_strided_input():
     layer = fastrnn.LSTM(3, 5, batch_first=True, backend="triton")
     want = torch.nn.LSTM(3, 5, batch_first=True)

@@ -4,6 +4,8 @@
 """
 
 import os
+import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -51,19 +53,52 @@ def look(ran, seconds, monkeypatch=None):
         call()
         return seconds(ran[-1])
 
-    key, found = search.search(REQUEST, lines.append, device="cpu", clock=clock)
+    ((key, found),) = search.search(REQUEST, lines.append, device="cpu", clock=clock)
     return key, found, lines
 
 
 def test_the_fastest_is_found_and_every_regime_is_tried(ran):
     wanted = kernels.ResidentConfig(16, 32, num_warps=8)
     key, found, lines = look(ran, lambda config: 1e-6 if config == wanted else 2e-6)
-    assert key == tuned.Key("", "lstm", "float32", "tf32", H, B, 2)
+    assert key == tuned.Key("forward", "", "lstm", "float32", "tf32", H, B, 2)
     assert found.config == wanted
     assert found.microseconds == pytest.approx(1.0 / T)
     assert {config.regime for config in ran} == {"resident", "grid", "step"}
-    assert lines[0].startswith("triton: 1 of ")
+    assert lines[0].startswith("triton forward: 1 of ")
     assert "us a step with ResidentConfig" in lines[-1]
+
+
+def test_the_way_back_is_searched_where_gradients_are_asked_for(ran, monkeypatch):
+    configs = []
+    backward = kernels.backward
+
+    def spy(*arguments, **options):
+        configs.append(options["config"])
+        return backward(*arguments, **options)
+
+    monkeypatch.setattr(kernels, "backward", spy, raising=False)
+    wanted = kernels.GridConfig(16, 8, 16, lanes=1, ahead=1, splits=2, num_warps=4)
+    planning = sys.modules["fastrnn_kernels.plan"]  # the package has its function of that name
+    every = planning.candidates
+
+    def few(problem, limits, regime=None):
+        return [
+            config
+            for config in every(problem, limits, regime)
+            if config.regime != "grid" or config in (wanted, replace(wanted, num_warps=8))
+        ]
+
+    monkeypatch.setattr(planning, "candidates", few)
+
+    def clock(call):
+        call()
+        return 1e-6 if configs[-1:] == [wanted] else 2e-6
+
+    request = REQUEST._replace(needs_grad=True, hidden_size=32, bidirectional=False)
+    _, (key, found) = search.search(request, lambda line: None, device="cpu", clock=clock)
+    assert key == tuned.Key("backward", "", "lstm", "float32", "tf32", 32, B, 1)
+    assert {config.regime for config in configs} == {"resident", "grid", "step"}
+    assert found.config == wanted
 
 
 def test_one_that_is_wrong_or_fails_or_wavers_is_left_out(ran, monkeypatch):
@@ -92,7 +127,7 @@ def test_one_that_is_wrong_or_fails_or_wavers_is_left_out(ran, monkeypatch):
 
 def test_the_backend_runs_what_was_found(ran, monkeypatch):
     config = kernels.GridConfig(16, 4, 16, lanes=1, ahead=1, num_warps=2)
-    key = tuned.Key("", "lstm", "float32", "ieee", H, B, 2)
+    key = tuned.Key("forward", "", "lstm", "float32", "ieee", H, B, 2)
     monkeypatch.setitem(tuned._found, "", {key: tuned.Found(config, 1.0)})
     problem = testing.random_problem(
         Spec("lstm", 4, H, bidirectional=True), T, B, dtype=torch.float32
