@@ -388,6 +388,23 @@ def test_70000_steps(regime, H, oracle):
     assert_right(made, expect(oracle, cell, a), dtype, precision)
 
 
+@pytest.mark.parametrize(("regime", "H"), [("resident", 16), ("grid", 128), ("step", 16)])
+def test_a_stored_value_keeps_its_gradient_for_5000_steps(regime, H):
+    """Row S3: keep = 1, write = 0, read = 0."""
+    T = 5000
+    skip_where_impossible(regime, "lstm", 1, H, 1, torch.float32, "tf32", ("forward", "backward"))
+    how = {"regime": regime, "precision": "tf32"}
+    pre = torch.tensor([-100.0, 100.0, 0.5, -100.0], device=DEVICE).repeat_interleave(H)
+    gates_x = pre.expand(T, 1, 1, 4 * H).contiguous()
+    weight_hh, h0 = torch.zeros(1, 4 * H, H, device=DEVICE), torch.zeros(1, 1, H, device=DEVICE)
+    c0 = torch.full_like(h0, 4.2)
+    made = kernels.forward("lstm", gates_x, weight_hh, h0, c0, save=True, **how)
+    assert torch.equal(made.c_n, c0)
+    saved = (made.output, made.gates, made.cells, c0)
+    back = kernels.backward("lstm", weight_hh, *saved, d_c_n=torch.ones_like(c0), **how)
+    assert torch.equal(back.d_c0, torch.ones_like(c0))
+
+
 @contextlib.contextmanager
 def compilations():
     """What Triton compiles in the meantime."""
