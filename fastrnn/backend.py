@@ -280,7 +280,8 @@ class RecurrenceBackend(LayerBackend):
     def recurrence_forward(self, gates_x: Tensor, weight_hh: Tensor, layer: Layer) -> LayerOutput:
         """Run the time loop over gates_x (T, B, G, K*H) with weight_hh (G, K*H, P).
 
-        Gates are ordered as torch orders them: all units of i, then of f, g and o.
+        gates_x is the backend's: unlike what is in `layer` it may be written over. Gates are
+        ordered as torch orders them: all units of i, then of f, g and o.
         """
 
     @abstractmethod
