@@ -40,7 +40,8 @@ def peak_memory() -> Callable[[Callable[[], object]], int]:
 
     def measure(function: Callable[[], object]) -> int:
         cpu = torch.profiler.ProfilerActivity.CPU
-        with torch.profiler.profile(activities=[cpu], profile_memory=True) as profile:
+        settings = {"profile_memory": True, "acc_events": True}  # torch 2.11 warns without these
+        with torch.profiler.profile(activities=[cpu], **settings) as profile:
             function()
         events = profile.profiler.kineto_results.events()
         memory = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
