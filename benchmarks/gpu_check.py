@@ -44,10 +44,11 @@ from typing import Any
 import torch
 
 from benchmarks.exchange import positive
-from benchmarks.regimes import resume, save
+from benchmarks.regimes import resume
 from fastrnn import bench, bench_cases
 from fastrnn.discovery import describe
 from fastrnn.doctor import environment
+from fastrnn.storage import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("exchange", "parity", "sanitizer", "forward", "train", "benchmark")
@@ -107,20 +108,20 @@ def run(options: argparse.Namespace, out: Path, result: dict[str, Any]) -> int:
     if "exchange" in parts:
         result["exchange"] = run_exchange(out)
         failed |= result["exchange"]["exit_code"] != 0
-        save(out, result)
+        write_json(out, result)
     if "parity" in parts:
         result["parity"] = run_tests(options.jobs, end - time.monotonic())
         failed |= bool(result["parity"]["failed"]) or any(result["parity"]["exit_codes"])
-        save(out, result)
+        write_json(out, result)
     if "sanitizer" in parts:
         result["sanitizer"] = run_sanitizer(out, end - time.monotonic())
         failed |= result["sanitizer"]["exit_code"] != 0
-        save(out, result)
+        write_json(out, result)
     for mode in ("forward", "train"):
         if mode in parts:
             result[mode] = run_regimes(mode, out, end - time.monotonic())
             failed |= result[mode]["exit_code"] != 0
-            save(out, result)
+            write_json(out, result)
     if "benchmark" in parts:
         result["benchmark"] = []
         for problem in PROBLEMS:
@@ -131,7 +132,7 @@ def run(options: argparse.Namespace, out: Path, result: dict[str, Any]) -> int:
             print(bench.report(rows), flush=True)
             failed |= bool(bench.failures(rows, None))
             result["benchmark"] += [{**row.record(), "samples_s": row.samples} for row in rows]
-            save(out, result)
+            write_json(out, result)
     print(f"gpu_check: {'FAILED' if failed else 'passed'}; written to {out}")
     return int(failed)
 

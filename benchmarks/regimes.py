@@ -49,6 +49,7 @@ from fastrnn import bench
 from fastrnn.bench_cases import layer
 from fastrnn.discovery import describe
 from fastrnn.doctor import environment
+from fastrnn.storage import write_json
 from fastrnn_kernels.model import Rates
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def run_case(case: Case, options: argparse.Namespace, rates: Rates, result: dict
     finally:
         result["cases"].append(found)
         result["summary"] = summary(result["cases"])
-        save(options.out, result)
+        write_json(options.out, result)
     print(line(found), flush=True)
 
 
@@ -199,14 +200,6 @@ def resume(path: Path, new: dict[str, Any]) -> dict[str, Any]:
                     "name another file"
                 )
     return found
-
-
-def save(path: Path, result: dict[str, Any]) -> None:
-    """Write through a second file, so that an interrupted write leaves the last whole one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    second = path.with_suffix(".part")
-    second.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    second.replace(path)
 
 
 def warm(cases: Sequence[Case], processes: int) -> None:

@@ -7,13 +7,10 @@ measured with. Whatever is wrong with a file, a forward call goes on with the es
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import math
-import os
 import reprlib
-import tempfile
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +22,7 @@ from fastrnn import roofline
 from fastrnn.discovery import describe
 from fastrnn.machine import CACHE_VARIABLE, Machine, cache_directory, machine
 from fastrnn.request import GATES, Cost, Request
+from fastrnn.storage import locked, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -321,8 +319,7 @@ def _save(current: Store, kind: Request, size: Size, new: Mapping[str, Timing | 
     path = current.path
     if path is None:
         raise FileNotFoundError(f"no home directory to keep measurements in; set {CACHE_VARIABLE}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(path.parent):
+    with locked(path.parent):
         there = _load(current.machine)
         _update(there.problems, kind, size, new)
         current.problems, current.complaint = there.problems, ""
@@ -331,34 +328,10 @@ def _save(current: Store, kind: Request, size: Size, new: Mapping[str, Timing | 
             "machine": current.machine._asdict(),
             "problems": current.as_json(),
         }
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(content, file, indent=1, allow_nan=False)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        write_json(path, content)
 
 
 def _record(request: Request, timings: dict[str, Timing]) -> dict[str, object]:
     fields = {name: getattr(request, name) for name in ("seq_len", "batch", *_SAME)}
     fields["dtype"] = str(request.dtype).removeprefix("torch.")
     return {**fields, "backends": {name: timing._asdict() for name, timing in timings.items()}}
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep other writers out of `folder`, where the system has such locks."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: of two that write within a millisecond, one is lost
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # some file systems have no locks
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)

@@ -18,7 +18,7 @@ from fastrnn_triton import cost, tuned
 from fastrnn_triton.tuned import Found, Key
 
 GRID = GridConfig(16, 8, 128, lanes=1, ahead=1)
-KEY = Key.of("forward", "sm_90", "lstm", torch.bfloat16, "tf32", 512, 16, 1)
+KEY = Key.of("forward", "sm_90", "lstm", torch.bfloat16, "tf32", 512, 16, 1, 100)
 
 
 def request(**changes: object) -> Request:
@@ -54,6 +54,7 @@ def h200(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     [
         ({}, "grid"),
         ({"hidden_size": 64}, "resident"),
+        ({"seq_len": 1}, "step"),  # as the planner has it for one step
         ({"hidden_size": 3000}, "step"),
         ({"arch": "gfx942"}, "step"),
         ({"arch": "sm_75"}, "step"),  # nothing is known of it
@@ -113,7 +114,7 @@ def test_a_second_process_loses_nothing(h200):
 
 def test_precision_is_part_of_the_key_of_float32_only():
     assert KEY.precision == "ieee"
-    kept = Key.of("forward", "sm_90", "lstm", torch.float32, "tf32", 512, 16, 1)
+    kept = Key.of("forward", "sm_90", "lstm", torch.float32, "tf32", 512, 16, 1, 100)
     assert (kept.dtype, kept.precision) == ("float32", "tf32")
 
 

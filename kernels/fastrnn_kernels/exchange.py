@@ -3,7 +3,7 @@
 
 A program that has stored its part arrives; a program that needs all parts waits until the counter
 says that everyone has arrived. All programs of the launch must be resident at the same time, or one
-waits for another that cannot start: `configs.py` counts them before a launch, and the launch is a
+waits for another that cannot start: `onchip.py` counts them before a launch, and the launch is a
 cooperative one, which the driver refuses rather than let it hang.
 
 With Triton's debug mode (TRITON_DEBUG=1) a wait is bounded: after MAX_POLLS it stops the kernel

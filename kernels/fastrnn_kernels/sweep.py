@@ -118,7 +118,7 @@ class Sweep:
         problem: sizes.
         T: time steps.
         tensors: the tensor arguments of the kernel, in its order.
-        reverse: bit g is the direction of group g (see ``recurrence.time_position``).
+        reverse: bit g is the direction of group g (see ``addressing.time_position``).
         strides: of T, B and G in the strided tensor, in units of ``constants["ALIGN"]``.
         constants: compile-time arguments.
         config: the launch configuration.

@@ -120,10 +120,10 @@ class TritonBackend(RecurrenceBackend):
 def _found(direction: Direction, layer: Layer, like: Tensor) -> LaunchConfig | None:
     """What `fastrnn tune` has found for such a layer; ``like``: (T, B, G, anything)."""
     arch = arch_of(like.device) if like.device.type == "cuda" else ""
-    _, B, G, _ = like.shape
+    T, B, G, _ = like.shape
     return tuned.lookup(
         tuned.Key.of(
-            direction, arch, layer.cell, like.dtype, layer.precision, layer.hidden_size, B, G
+            direction, arch, layer.cell, like.dtype, layer.precision, layer.hidden_size, B, G, T
         )
     )
 

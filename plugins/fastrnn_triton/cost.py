@@ -35,21 +35,25 @@ def estimate(request: Request) -> Cost:
     if request.device == "cpu":
         return Cost(steps(request) * INTERPRETER_STEP, "the interpreter, for tests")
     from fastrnn_kernels import plan
+    from fastrnn_kernels.plan import steps_class
 
     limits, count = limits_of(request.arch), steps(request)
-    forward = plan(problem(request, "forward"), limits)
-    seconds = CALL + forward.estimate.start + count * forward.estimate.step
-    seconds += around(request) * (3 if request.needs_grad else 1)
-    why = f"{forward.config.regime} regime, {forward.estimate.step * 1e6:.1f} us a step"
-    if request.needs_grad:
-        backward = plan(problem(request, "backward"), limits).estimate
-        seconds += backward.start + count * backward.step
-        why += f" and {backward.step * 1e6:.1f} us back"
+    # Steps of one run of the kernels, and how many runs a pass is.
+    once = count // request.num_layers
     if request.needs_grad and request.recompute:
-        # Chunk by chunk: each has its calls, and those of a cell with gates to save run twice.
-        chunks = -(-count // request.recompute)
-        replays = chunks * forward.estimate.start + count * forward.estimate.step
-        seconds += 2 * chunks * CALL + (replays if request.cell == "lstm" else 0.0)
+        once = min(once, request.recompute)
+    runs = -(-count // once)
+    chosen = plan(problem(request, "forward"), limits, steps=steps_class(once))
+    forward = runs * chosen.estimate.start + count * chosen.estimate.step
+    seconds = CALL + forward + around(request) * (3 if request.needs_grad else 1)
+    why = f"{chosen.config.regime} regime, {chosen.estimate.step * 1e6:.1f} us a step"
+    if request.needs_grad:
+        back = plan(problem(request, "backward"), limits, steps=steps_class(once)).estimate
+        seconds += runs * back.start + count * back.step
+        why += f" and {back.step * 1e6:.1f} us back"
+    if request.needs_grad and request.recompute:
+        # Each chunk has its calls, and those of a cell with gates to save run forward twice.
+        seconds += 2 * runs * CALL + (forward if request.cell == "lstm" else 0.0)
     return Cost(seconds * UNMEASURED, f"{why}, x{UNMEASURED:g}: unmeasured")
 
 

@@ -140,7 +140,7 @@ def _fastest(
     hidden, batch, groups = request.hidden_size, rows(request), request.directions
     key = Key.of(
         direction, request.arch, request.cell, request.dtype, request.precision,
-        hidden, batch, groups,
+        hidden, batch, groups, T,
     )  # fmt: skip
     return key, best
 

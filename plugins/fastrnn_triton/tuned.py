@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastrnn.machine import cache_directory, machine
+from fastrnn.storage import locked, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +27,7 @@ _log = logging.getLogger("fastrnn")
 
 
 class Key(NamedTuple):
-    """What a configuration was found for; T does not matter to it."""
+    """What a configuration was found for."""
 
     direction: str
     arch: str
@@ -38,6 +37,8 @@ class Key(NamedTuple):
     H: int
     B: int
     G: int
+    steps: int
+    """T as far as a plan depends on it: few steps are not worth loading weights for."""
 
     @classmethod
     def of(
@@ -50,12 +51,15 @@ class Key(NamedTuple):
         H: int,
         B: int,
         G: int,
+        T: int,
     ) -> Key:
         """Precision counts for float32 alone."""
+        from fastrnn_kernels.plan import steps_class
+
         kind = str(dtype).removeprefix("torch.")
         if kind != "float32":
             precision = "ieee"
-        return cls(direction, arch, cell, kind, precision, H, B, G)
+        return cls(direction, arch, cell, kind, precision, H, B, G, steps_class(T))
 
 
 class Found(NamedTuple):
@@ -85,21 +89,19 @@ def remember(key: Key, found: Found) -> None:
     path = _path(key.arch)
     if path is None:
         raise FileNotFoundError("no home directory to keep launch configurations in")
-    known = {**_read(path), key: found}  # another process may have written since
-    _found[key.arch] = known
-    rows = [
-        {
-            **each._asdict(),
-            "regime": found.config.regime,
-            "config": asdict(found.config),
-            "microseconds": found.microseconds,
-        }
-        for each, found in known.items()
-    ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-        json.dump(rows, file, indent=1)
-    os.replace(file.name, path)
+    with locked(path.parent):
+        known = {**_read(path), key: found}  # another process may have written since
+        _found[key.arch] = known
+        rows = [
+            {
+                **each._asdict(),
+                "regime": found.config.regime,
+                "config": asdict(found.config),
+                "microseconds": found.microseconds,
+            }
+            for each, found in known.items()
+        ]
+        write_json(path, rows)
 
 
 def forget() -> list[Path]:
