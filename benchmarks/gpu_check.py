@@ -52,7 +52,13 @@ from fastrnn.storage import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("exchange", "parity", "sanitizer", "forward", "train", "benchmark")
-TESTS = ("tests/test_gpu.py", "tests/kernels/test_gpu_regimes.py")
+TESTS = (
+    "tests/test_gpu.py",
+    "tests/kernels/test_gpu_regimes.py",
+    "tests/kernels/test_gpu_exchange.py",
+    "tests/kernels/test_gpu_launches.py",
+    "tests/kernels/test_gpu_accuracy.py",
+)
 EXCHANGE_SECONDS = 180
 """A barrier that does not open would wait for ever."""
 SANITIZER_SECONDS = 300

@@ -47,7 +47,7 @@ PRODUCTS = "products"
 training dx, dW_ih, dW_hh and db."""
 FURTHER = 4
 """How many times torch.nn's root mean square error is still right: it sums in another order, and
-may round where we do not. Twice is what `tests/kernels/test_gpu_regimes.py` asks for."""
+may round where we do not. Twice is what `tests/kernels/test_gpu_accuracy.py` asks for."""
 
 
 @dataclass

@@ -5,7 +5,7 @@
 
 memcheck finds accesses out of bounds, which masks are to prevent, and racecheck hazards in shared
 memory. Neither sees races between programs in global memory: the repeats of
-`tests/kernels/test_gpu_regimes.py` are for those. Exits with 1 if a tool reported an error or did
+`tests/kernels/test_gpu_exchange.py` are for those. Exits with 1 if a tool reported an error or did
 not end. Where compute-sanitizer is neither on the PATH nor in CUDA_HOME/bin nothing is checked,
 which FILE then says, and the exit code is 0. ``--passes`` does the passes, without the tool.
 """

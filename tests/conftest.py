@@ -1,4 +1,4 @@
-"""What all tests share: the NumPy oracle, poisoned memory, and a dispatcher that knows nothing."""
+"""What tests share: the NumPy oracle, poisoned memory, and a dispatcher that knows nothing."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 
+from fake_backends import Fake, FakeRegistry
 from fastrnn import dispatch
 
 
@@ -30,6 +32,8 @@ def oracle() -> ModuleType:
 def poisoned() -> Iterator[None]:
     """Fill uninitialised memory with NaN, so that an element nobody wrote shows."""
     torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    assert torch.empty(3).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
 
@@ -70,6 +74,18 @@ def fresh_dispatcher(monkeypatch: pytest.MonkeyPatch, caches: Iterator[Path]) ->
     dispatch.clear_cache()
     yield
     dispatch.clear_cache()
+
+
+@pytest.fixture
+def use(monkeypatch: pytest.MonkeyPatch) -> Callable[..., FakeRegistry]:
+    """Make these the only backends there are."""
+
+    def use(*backends: Fake, **how: Any) -> FakeRegistry:
+        registry = FakeRegistry(*backends, **how)
+        monkeypatch.setattr(dispatch, "registry", lambda: registry)
+        return registry
+
+    return use
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

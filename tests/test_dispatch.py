@@ -3,78 +3,16 @@
 from __future__ import annotations
 
 import logging
-import math
 import threading
-from types import SimpleNamespace
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastrnn import dispatch, measured
-from fastrnn.backend import Backend, StackBackend
-from fastrnn.discovery import PluginRecord
+from fake_backends import REQUEST, Fake, FakeRegistry, chosen
+from fastrnn import dispatch
 from fastrnn.dispatch import BackendError, current_override, decide, use_backend
-from fastrnn.request import Cost, Request
-
-REQUEST = Request(
-    cell="lstm", seq_len=7, batch=2, input_size=3, hidden_size=4, proj_size=0, num_layers=1,
-    bidirectional=False, bias=True, dropout=0.0, dtype=torch.float32, device="cpu", arch="",
-    precision="ieee", needs_grad=False, training=False, varlen=False, compiling=False, threads=1,
-)  # fmt: skip
-
-
-class Fake(Backend):
-    """Answers what it was made with and counts how often it is asked."""
-
-    def __init__(self, name, seconds=1.0, reasons=(), here=(), error=None):
-        self.name, self.summary = name, f"the fake called {name}"
-        self.seconds, self.reasons, self.here, self.error = seconds, reasons, here, error
-        self.asked = 0
-
-    def unavailable(self):
-        return list(self.here)
-
-    def can_run(self, request):
-        self.asked += 1
-        return list(self.reasons)
-
-    def cost(self, request):
-        if self.error is not None:
-            raise self.error
-        return Cost(self.seconds, f"{self.seconds:g} by decree")
-
-
-class FakeRegistry(SimpleNamespace):
-    """What dispatch uses of `fastrnn.plugins.Registry`."""
-
-    def __init__(self, *backends, policy=None):
-        super().__init__(
-            backends={backend.name: backend for backend in backends},
-            generation=0,
-            plugins=(
-                PluginRecord("fakes", "fakes", "1", backends=tuple(b.name for b in backends)),
-            ),
-            policy=lambda request, able: policy and (policy, "politician"),
-        )
-
-
-@pytest.fixture
-def use(monkeypatch):
-    """Make these the only backends there are."""
-
-    def use(*backends, **how):
-        registry = FakeRegistry(*backends, **how)
-        monkeypatch.setattr(dispatch, "registry", lambda: registry)
-        return registry
-
-    return use
-
-
-def chosen(backend="auto", request=REQUEST):
-    decision = decide(request, backend)
-    return decision.backend, decision.rule
+from fastrnn.request import Cost
 
 
 def test_the_lowest_cost_wins_and_the_first_of_equals(use):
@@ -378,104 +316,3 @@ def test_a_misspelt_environment_variable_is_named(use, monkeypatch):
     monkeypatch.setenv("FASTRNN_BACKEND", "aa")
     with pytest.raises(BackendError, match="from environment variable FASTRNN_BACKEND: unknown"):
         decide(REQUEST)
-
-
-def measure(request=REQUEST, **seconds):
-    """Take backends for measured, from now on."""
-    measured.remember(request, seconds, dict.fromkeys(seconds, "fakes 1"), keep=False)
-    dispatch.clear_decisions()
-
-
-def test_what_was_measured_replaces_the_estimates(use):
-    use(Fake("a", 1), Fake("b", 2), Fake("c", 0, ["cannot"]))
-    assert chosen() == ("a", "lowest estimated cost")
-    measure(a=0.2, b=0.1)
-    assert chosen() == ("b", "lowest estimated cost")
-    lines = decide(REQUEST).explain().splitlines()
-    assert lines[2].startswith("  - a: can run, estimated 200,000.0 us (measured on this machine: ")
-    assert lines[3].startswith("  * b: can run, estimated 100,000.0 us (measured on this machine: ")
-    assert " us at T=7 B=2, 20" in lines[3]
-    assert lines[4] == "  - c: cannot run: cannot"
-    assert chosen(request=REQUEST._replace(batch=99))[0] == "a"
-
-
-def test_measured_and_estimated_costs_do_not_compete(use):
-    use(Fake("a", 1), Fake("b", 2))
-    measure(b=0.1)
-    decision = decide(REQUEST)
-    assert decision.backend == "a"
-    assert [c.cost.why for c in decision.candidates] == ["1 by decree", "2 by decree"]
-
-
-def test_who_charges_infinity_is_not_chosen_for_what_was_measured(use):
-    use(Fake("a", 1), Fake("b", 2), Fake("never", math.inf))
-    measure(a=0.2, b=0.1)
-    assert chosen()[0] == "b"
-    measure(never=1e-9)
-    assert chosen()[0] == "b"
-    assert decide(REQUEST).candidates[2].cost.seconds == math.inf
-
-
-def test_who_is_named_or_favoured_stays_whatever_was_measured(use, monkeypatch):
-    registry = use(Fake("a", 1), Fake("b", 2))
-    measure(a=0.2, b=0.1)
-    assert chosen("a") == ("a", "argument")
-    with use_backend("a"):
-        assert chosen() == ("a", "use_backend context")
-    offered = []
-
-    def policy(request, able):
-        offered.extend((c.name, c.cost.seconds) for c in able)
-        return "a", "politician"
-
-    monkeypatch.setattr(registry, "policy", policy)
-    dispatch.clear_decisions()
-    assert chosen() == ("a", "policy of plugin politician")
-    assert offered == [("a", 0.2), ("b", 0.1)]
-
-
-def test_for_another_machine_nothing_was_measured(use):
-    use(Fake("a", 1), Fake("b", 2))
-    measure(a=0.2, b=0.1)
-    assert decide(REQUEST, here=False).backend == "a"
-    assert decide(REQUEST).backend == "b"
-
-
-def test_forgetting_decisions_forgets_no_measurement(use):
-    use(Fake("a", 1), Fake("b", 2))
-    measure(a=0.2, b=0.1)
-    dispatch.clear_decisions()
-    assert chosen()[0] == "b"
-    dispatch.clear_cache()
-    assert chosen()[0] == "a"
-
-
-class FakeStack(Fake, StackBackend):
-    def run(self, call):
-        raise NotImplementedError
-
-
-def name_in_a_graph():
-    graph = REQUEST._replace(seq_len=None, batch=None, compiling=True, threads=0)
-    return dispatch.decide_name("auto", None, *graph)
-
-
-def test_a_graph_goes_by_what_was_measured(use):
-    mine = REQUEST._replace(threads=torch.get_num_threads())
-    use(Fake("a", 1), Fake("b", 2), FakeStack("unrolled", 100))
-    assert name_in_a_graph() == "a"
-    measure(mine, a=0.2, b=0.1)  # and not the third
-    assert name_in_a_graph() == "a"
-    measure(mine, unrolled=0.01)
-    assert name_in_a_graph() == "b"
-    assert chosen(request=mine)[0] == "unrolled"
-
-
-def test_a_stack_in_a_graph_costs_no_less_than_it_charges_and_no_less_than_measured(use):
-    mine = REQUEST._replace(threads=torch.get_num_threads())
-    graph = REQUEST._replace(seq_len=None, batch=None, compiling=True, threads=0)
-    use(Fake("a", 1), FakeStack("stack", 100))
-    measure(mine, a=0.2, stack=0.01)
-    assert decide(graph).candidates[1].cost == Cost(100, "100 by decree")
-    measure(mine, stack=1e3)
-    assert decide(graph).candidates[1].cost.why.startswith("measured on this machine: ")

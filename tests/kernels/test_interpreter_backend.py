@@ -20,6 +20,8 @@ import fastrnn
 from fastrnn import functional, testing
 from fastrnn.request import GATES, Spec
 
+pytestmark = pytest.mark.usefixtures("poisoned")
+
 CELLS = sorted(GATES)
 SPECS = [
     Spec("lstm", 3, 5),
@@ -36,13 +38,6 @@ def spec_id(spec):
     words = [spec.cell, f"H{spec.hidden_size}", f"L{spec.num_layers}"]
     words += ["bi"] if spec.bidirectional else []
     return "-".join(words + ([] if spec.bias else ["nobias"]))
-
-
-@pytest.fixture(autouse=True)
-def _poison():
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))

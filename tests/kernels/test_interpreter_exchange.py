@@ -91,14 +91,6 @@ def run_together(sweep, order):
     return tensors[-1]
 
 
-@pytest.fixture(autouse=True)
-def _poison():
-    """Fill every torch.empty with NaN: h of a step that was not waited for is NaN."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 @dataclass(frozen=True)
 class Case:
     """A recurrence of T = 5 steps and H = 40 units, and how its programs share it."""
@@ -115,10 +107,12 @@ class Case:
 ONE_HAS_BOTH_TILES = Case("lstm", 20, 1, (False, True))  # of its group's batch
 LANES = Case("rnn_tanh", 40, 2)  # three batch tiles over two lanes
 together = pytest.mark.parametrize("backwards", [False, True], ids=["first-first", "last-first"])
-pytestmark = pytest.mark.filterwarnings(
+pytestmark = [
+    # h of a step that was not waited for is NaN
+    pytest.mark.usefixtures("poisoned"),
     # Python 3.12 on: torch has threads, none of which holds a lock that a child needs
-    "ignore:This process .* is multi-threaded:DeprecationWarning"
-)
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
+]
 
 
 @pytest.fixture
