@@ -64,6 +64,7 @@ class Spec:
         precision: of float32 products.
         from_table: the variant for CUDA graphs, of the step regime.
         regime: "step", "resident" or "grid".
+        layers: groups that are chained, if there are several.
     """
 
     cell: str
@@ -74,11 +75,13 @@ class Spec:
     precision: str = "ieee"
     from_table: bool = False
     regime: Regime = "step"
+    layers: int = 1
 
     def __str__(self) -> str:
         """As a test id: ``lstm-forward-bf16-H512-B16-grid``."""
         parts = [self.cell, self.direction, self.dtype, f"H{self.H}", f"B{self.B}"]
         parts += [self.precision] if self.dtype == "fp32" else []
+        parts += [f"L{self.layers}"] if self.layers > 1 else []
         return "-".join([*parts, "table" if self.from_table else self.regime])
 
     @property
@@ -86,7 +89,10 @@ class Spec:
         """The sizes that a configuration depends on."""
         dtype = DTYPES[self.dtype]
         cell = CELLS[self.cell]
-        return problem_of(cell, self.direction, self.H, self.B, 1, dtype, self.precision)
+        return problem_of(
+            cell, self.direction, self.H, self.B, self.layers, dtype, self.precision,
+            chained=self.layers > 1,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -150,7 +156,7 @@ def gate() -> Iterator[Spec]:
     Step regime: odd H (masks, narrow loads), tiles from the smallest to the largest (H = 4096, B =
     1024 gives every multiprocessor plenty), ordinary cores (ieee) and tensor cores, with the
     point-wise part of each cell in each direction. On chip: from one program to all of them, one
-    batch tile and several, and what just fits.
+    batch tile and several, what just fits, and layers that are run at the same time.
     """
     directions: tuple[Direction, ...] = ("forward", "backward")
     for direction in directions:
@@ -193,9 +199,20 @@ def gate() -> Iterator[Spec]:
         ("resident", "rnn_relu", "fp16", 70, 3, "ieee"),
         ("resident", "rnn_sigmoid", "fp32", 20, 3, "ieee"),
     )
+    chained = (
+        ("lstm", "bf16", 256, 16, "ieee", 2),
+        ("lstm", "bf16", 512, 16, "ieee", 4),
+        ("lstm", "bf16", 768, 16, "ieee", 2),
+        ("lstm", "fp16", 70, 40, "ieee", 3),
+        ("lstm", "fp32", 512, 16, "tf32", 2),
+        ("rnn_tanh", "bf16", 1024, 64, "ieee", 2),
+        ("rnn_relu", "fp32", 200, 16, "tf32x3", 2),
+    )
     for direction in directions:
         for regime, cell, dtype, H, B, precision in on_chip:
             yield Spec(cell, direction, dtype, H, B, precision, regime=regime)
+        for cell, dtype, H, B, precision, layers in chained:
+            yield Spec(cell, direction, dtype, H, B, precision, regime="grid", layers=layers)
 
 
 def fits(spec: Spec, target: str) -> bool:
@@ -220,6 +237,7 @@ def compile_spec(spec: Spec, target: str, *, debug: bool = False) -> Report:
         config,
         spec.direction,
         precision=spec.precision,
+        chained=spec.layers > 1,
     )
     compile_time["ALIGN"] = min(16, spec.H & -spec.H)
     if spec.from_table:

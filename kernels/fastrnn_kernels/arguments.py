@@ -25,8 +25,10 @@ def cell_of(cell: str | Cell) -> Cell:
     return CELLS[cell]
 
 
-def sizes(cell: Cell, gates_x: Tensor, weight_hh: Tensor) -> tuple[int, int, int, int]:
-    """T, B, G, H, once gates_x and weight_hh are what they must be."""
+def sizes(
+    cell: Cell, gates_x: Tensor, weight_hh: Tensor, chained: bool
+) -> tuple[int, int, int, int]:
+    """T, B, G, H, once gates_x and weight_hh are what they must be; G of weight_hh if chained."""
     if gates_x.dim() != 4 or gates_x.shape[3] % cell.gates:
         raise ValueError(f"gates_x: expected (T, B, G, {cell.gates}*H), got {tuple(gates_x.shape)}")
     T, B, G, width = gates_x.shape
@@ -38,6 +40,13 @@ def sizes(cell: Cell, gates_x: Tensor, weight_hh: Tensor) -> tuple[int, int, int
             f"gates_x: the last dimension must be contiguous, got strides {gates_x.stride()}"
         )
     supported(gates_x, "gates_x")
+    if chained:
+        if G != 1 or weight_hh.dim() != 3:
+            raise ValueError(
+                "gates_x: expected (T, B, 1, K*H) and weight_hh (G, K*H, H) for chained groups, "
+                f"got {tuple(gates_x.shape)} and {tuple(weight_hh.shape)}"
+            )
+        G = weight_hh.shape[0]
     expect("weight_hh", weight_hh, (G, width, H), gates_x, contiguous=True)
     return T, B, G, H
 
@@ -85,6 +94,17 @@ def directions(reverse: Sequence[bool] | None, G: int) -> Sequence[bool]:
             f"got both among {G}"
         )
     return directions
+
+
+def chain(
+    weight_chain: Tensor | None, reverse: Sequence[bool], G: int, width: int, H: int, like: Tensor
+) -> None:
+    """Refuse what cannot chain G groups of ``width`` gates each."""
+    if G < 2:
+        raise ValueError(f"weight_chain: expected at least two groups, got {G}")
+    expect("weight_chain", weight_chain, (G - 1, width, H), like, contiguous=True)
+    if len(set(reverse)) > 1:
+        raise ValueError(f"reverse: expected one direction for chained groups, got {list(reverse)}")
 
 
 def direction_bits(directions: Sequence[bool]) -> int:

@@ -117,6 +117,7 @@ class Problem:
             their operands take more registers than those of tensor cores.
         terms: tensor-core products per product: 3 for "tf32x3", which splits each operand in two.
         cell_state: the cell carries c.
+        chained: the groups are layers, each of which takes h of the one below as its input.
     """
 
     direction: Direction
@@ -128,6 +129,7 @@ class Problem:
     fma: bool = False
     terms: int = 1
     cell_state: bool = True
+    chained: bool = False
 
     @classmethod
     def of(
@@ -140,12 +142,18 @@ class Problem:
         dtype: torch.dtype,
         precision: str,
         cell_state: bool,
+        chained: bool = False,
     ) -> Problem:
         """With what follows from a dtype and a precision."""
         float32 = dtype == torch.float32
         fma = dtype == torch.float64 or (float32 and precision == "ieee")
         terms = 3 if float32 and precision == "tf32x3" else 1
-        return cls(direction, K, H, B, G, dtype.itemsize, fma, terms, cell_state)
+        return cls(direction, K, H, B, G, dtype.itemsize, fma, terms, cell_state, chained)
+
+    @property
+    def matrices(self) -> int:
+        """Weight matrices of a group that are multiplied within a step."""
+        return 2 if self.chained else 1
 
     @property
     def depth(self) -> int:

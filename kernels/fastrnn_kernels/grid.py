@@ -11,6 +11,10 @@ The contraction over h is split into PARTS, one a warp, and summed at the end. W
 this small gives each warp one or two columns of tensor-core tiles, and every product waits for the
 one before it: H/16 of them in a row, 33 cycles each, instead of H/16/PARTS.
 
+With CHAIN the groups are the layers of a stack: group g > 0 takes h of group g - 1 at the same step
+as its input, through weights of its own on chip. So it works one step behind, at the same time, and
+the product with that input falls into the wait for its own h. Nobody waits for the group above.
+
 Steps t_begin <= t < t_end: the interpreter, where programs run one after another and nobody could
 wait, takes one step per launch. Constants are those of `step.py`.
 """
@@ -128,6 +132,8 @@ def forward_grid(
     c_n,  # (G, B, H), written if CELL_STATE
     cells,  # (T, B, G, H), written if SAVE
     gates,  # (T, B, G, K*H), written if SAVE: the activated gates
+    weight_chain,  # (G-1, K*H, H), read if CHAIN: of the h of group g - 1, in group g
+    bias_chain,  # (G-1, K*H), read if CHAIN; gates_x is of group 0 then, (T, B, 1, K*H)
     counters,  # (G, cdiv(B, BLOCK_B), COUNTER_STRIDE) int32, zero
     T,
     B,
@@ -147,6 +153,7 @@ def forward_grid(
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
+    CHAIN: tl.constexpr,
     INTERPRETED: tl.constexpr,
     ALIGN: tl.constexpr,
     BLOCK_B: tl.constexpr,
@@ -172,9 +179,11 @@ def forward_grid(
     cols = first_unit * K + tl.arange(0, K * BLOCK_H)
     k = tl.arange(0, PARTS)[:, None] * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
 
+    own_weights = (weight_rows(cols, K, H) * H)[None, None, :] + k[:, :, None]
+    col_mask = (cols < K * H)[None, None, :]
     w = pieces(
-        weight_hh + g * (K * H * H) + (weight_rows(cols, K, H) * H)[None, None, :] + k[:, :, None],
-        (cols < K * H)[None, None, :],
+        weight_hh + g * (K * H * H) + own_weights,
+        col_mask,
         k[:, :, None],
         0,
         PIECES,
@@ -185,6 +194,21 @@ def forward_grid(
         ACC,
         UPCAST,
     )
+    if CHAIN:
+        chained = g > 0
+        w_chain = pieces(
+            weight_chain + (g - 1) * (K * H * H) + own_weights,
+            col_mask & chained,
+            k[:, :, None],
+            0,
+            PIECES,
+            H,
+            PARTS * BLOCK_K,
+            1,
+            "",
+            ACC,
+            UPCAST,
+        )
     for t in range(t_begin, t_end):
         tau, forwards = time_position(t, g, T, reverse)
         first = t == 0
@@ -199,13 +223,34 @@ def forward_grid(
             h_row, h_prev_row = output_rows(t, tau, forwards, rows, g, B, G, KEEP)
 
             # What does not depend on the others is asked for before waiting for them.
-            x_ptrs = (
-                gates_x
-                + (tau * stride_t + g * stride_g) * ALIGN
-                + (rows * (stride_b * ALIGN))[:, None]
-            ) + units[None, :]
-            x = load_gates(x_ptrs, unit_tile, K, H)
+            x_row = gates_x + (tau * stride_t + g * stride_g) * ALIGN
+            x_rows = rows * (stride_b * ALIGN)
+            if CHAIN:
+                x_row = tl.where(chained, bias_chain + (g - 1) * (K * H), x_row)
+                x_rows = tl.where(chained, 0, x_rows)
+            x = load_gates(x_row + x_rows[:, None] + units[None, :], unit_tile, K, H)
             counter = counters + (g * tiles_b + tile) * COUNTER_STRIDE
+            if CHAIN:
+                below = tl.where(chained, counter - tiles_b * COUNTER_STRIDE, counter)
+                wait(below, tl.where(chained, arrivals + tiles_h, 0), INTERPRETED)
+                acc = product(
+                    output + ((row_of_all - 1) * H)[None, :, None] + k[:, None, :],
+                    (row_mask & chained)[None, :, None],
+                    k[:, None, :],
+                    w_chain,
+                    PIECES,
+                    AHEAD,
+                    H,
+                    BLOCK_B,
+                    K * BLOCK_H,
+                    PARTS,
+                    BLOCK_K,
+                    ACC,
+                    PRECISION,
+                    UPCAST,
+                )
+                acc = sum_of_parts(acc, PARTS, BLOCK_B, K * BLOCK_H)
+                x = add_gates(split_gates(acc, K, BLOCK_B, BLOCK_H), x, K, ACC)
             wait(counter, arrivals, INTERPRETED)
             # c comes after the wait, whose barrier stands between this load and the store of the
             # step before, which other threads may have done; it is not needed before the product.

@@ -8,6 +8,9 @@ all of the columns (first phase), stores what it got, waits for the others of it
 the SPLITS parts of its own BLOCK_H units (second phase). With SPLITS = 1 there is no second phase.
 Sums are added in the same order on every run.
 
+With CHAIN (see `grid.py`) the group above hands down what d_output is to the last group: its gate
+gradients of the same step, through weight_chain. That product falls into the wait for one's own.
+
 As in `grid.py`, a step waits for the gate gradients of the step after; batch tiles do not wait for
 each other; each warp contracts one of PARTS parts. ``done`` counts steps in processing order: t is
 T - 1 - done, and a launch does steps done_begin <= done < done_end. PHASE is 0 (both), or in the
@@ -54,6 +57,7 @@ def backward_grid(
     c0,  # (G, B, H); read if CELL_STATE
     carry,  # (G, B, H) in ACC: dL/dc_n before, dL/dc_0 after
     d_gates,  # (T, B, G, K*H), written: dL/dgates_x
+    weight_chain,  # (G-1, K*H, H), read if CHAIN; d_output is of the last group, (T, B, 1, H)
     parts,  # (G, cdiv(B, BLOCK_B), tiles_h, SPLITS, BLOCK_B, COLS) in ACC; not used if SPLITS is 1
     counters,  # (G, cdiv(B, BLOCK_B), 1 + tiles_h, COUNTER_STRIDE) int32, zero
     T,
@@ -74,6 +78,7 @@ def backward_grid(
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
+    CHAIN: tl.constexpr,
     INTERPRETED: tl.constexpr,
     PHASE: tl.constexpr,
     ALIGN: tl.constexpr,
@@ -86,7 +91,8 @@ def backward_grid(
 ):
     """Launched with (G * lanes * tiles_h * SPLITS,) programs, all resident at once.
 
-    tiles_h is cdiv(H, SPLITS * BLOCK_H); SPLITS divides K*H. Lanes are as in `grid.py`.
+    tiles_h is cdiv(H, SPLITS * BLOCK_H); SPLITS divides K*H. Lanes are as in `grid.py`. In the
+    interpreter a chained group runs one launch behind the group above it: G - 1 steps more.
     """
     COLS: tl.constexpr = SPLITS * BLOCK_H
     DEPTH: tl.constexpr = K * H // SPLITS
@@ -97,6 +103,8 @@ def backward_grid(
     program = tl.program_id(0)
     lanes = tl.num_programs(0) // programs // G
     g = (program // programs // lanes).to(tl.int64)
+    if CHAIN:
+        g = G - 1 - g  # those that the others wait for come first
     lane = program // programs % lanes
     tile_h = program % programs // SPLITS
     split = program % SPLITS
@@ -104,12 +112,11 @@ def backward_grid(
     units = tile_h * COLS + split * BLOCK_H + tl.arange(0, BLOCK_H)
     k = tl.arange(0, PARTS)[:, None] * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
 
+    own_weights = (split * DEPTH + k[:, :, None]).to(tl.int64) * H + cols[None, None, :]
+    col_mask = (cols < H)[None, None, :]
     w = pieces(
-        weight_hh
-        + g * (K * H * H)
-        + (split * DEPTH + k[:, :, None]).to(tl.int64) * H
-        + cols[None, None, :],
-        (cols < H)[None, None, :],
+        weight_hh + g * (K * H * H) + own_weights,
+        col_mask,
         k[:, :, None],
         0,
         PIECES,
@@ -120,7 +127,26 @@ def backward_grid(
         ACC,
         UPCAST,
     )
-    for done in range(done_begin, done_end):
+    begin, end = done_begin, done_end
+    if CHAIN:
+        chained = g < G - 1
+        w_chain = pieces(
+            weight_chain + g * (K * H * H) + own_weights,
+            col_mask & chained,
+            k[:, :, None],
+            0,
+            PIECES,
+            DEPTH,
+            PARTS * BLOCK_K,
+            H,
+            "",
+            ACC,
+            UPCAST,
+        )
+        if INTERPRETED:
+            behind = (G - 1 - g).to(tl.int32)
+            begin, end = tl.maximum(begin - behind, 0), tl.minimum(end - behind, T)
+    for done in range(begin, end):
         t = T - 1 - done
         tau, forwards = time_position(t, g, T, reverse)
         for tile in range(lane, tiles_b, lanes):
@@ -132,9 +158,12 @@ def backward_grid(
             own_part = ((g * tiles_b + tile) * tiles_h + tile_h) * (SPLITS * BLOCK_B * COLS)
             part_rows = (tl.arange(0, BLOCK_B) * COLS)[:, None]
 
+            dy_tile = unit_tile
+            if CHAIN:
+                dy_tile = unit_tile & (not chained)
             # What does not depend on the others is asked for before waiting for them.
             dy, h, c_prev, activated = load_step(
-                t, g, rows, units, unit_tile,
+                t, g, rows, units, unit_tile, dy_tile,
                 d_output, gates, cells, output, c0,
                 T, B, G, reverse, stride_t, stride_b, stride_g,
                 H, K, CELL_STATE, HAS_D_OUTPUT, ALIGN,
@@ -145,6 +174,32 @@ def backward_grid(
                 c = tl.load(c_ptrs, mask=unit_tile, other=0.0).to(ACC)
 
             if PHASE != 2:
+                if CHAIN:
+                    above = counter + tiles_b * ((1 + tiles_h) * COUNTER_STRIDE)
+                    wait(
+                        tl.where(chained, above, counter),
+                        tl.where(chained, (done + 1 - done_begin) * programs, 0),
+                        INTERPRETED,
+                    )
+                    handed_down = product(
+                        d_gates
+                        + ((row_of_all + 1) * (K * H) + split * DEPTH)[None, :, None]
+                        + k[:, None, :],
+                        (row_mask & chained)[None, :, None],
+                        k[:, None, :],
+                        w_chain,
+                        PIECES,
+                        AHEAD,
+                        DEPTH,
+                        BLOCK_B,
+                        COLS,
+                        PARTS,
+                        BLOCK_K,
+                        ACC,
+                        PRECISION,
+                        UPCAST,
+                    )
+                    handed_down = sum_of_parts(handed_down, PARTS, BLOCK_B, COLS)
                 wait(counter, (done - done_begin) * programs, INTERPRETED)
                 next_rows = (row_of_all + forwards * B * G) * (K * H) + split * DEPTH
                 acc = product(
@@ -166,6 +221,8 @@ def backward_grid(
                 acc = sum_of_parts(acc, PARTS, BLOCK_B, COLS)
                 # Not by the zeros that were read: 0 * W_hh is NaN where W_hh is not finite.
                 acc = tl.where(done > 0, acc, 0.0)
+                if CHAIN:
+                    acc += handed_down
                 if SPLITS > 1:
                     part_cols = split * (BLOCK_B * COLS) + tl.arange(0, COLS)
                     tl.store(parts + own_part + part_rows + part_cols[None, :], acc)

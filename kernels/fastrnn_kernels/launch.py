@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from . import graphs
-from .arguments import cell_of, direction_bits, expect, sizes, supported
+from .arguments import cell_of, chain, direction_bits, expect, sizes, supported
 from .arguments import directions as all_directions
 from .cells import Cell
 from .configs import DeviceLimits, Direction, LaunchConfig, Regime
@@ -76,6 +76,8 @@ def forward(
     h0: Tensor,
     c0: Tensor | None = None,
     *,
+    weight_chain: Tensor | None = None,
+    bias_chain: Tensor | None = None,
     reverse: Sequence[bool] | None = None,
     save: bool = False,
     keep_output: bool = True,
@@ -91,21 +93,30 @@ def forward(
     ``c = sigmoid(f) c + sigmoid(i) tanh(g)``, ``h = sigmoid(o) tanh(c)``, as `torch.nn.LSTM`.
     Sums, and c from step to step, are float32 (float64 for float64 tensors).
 
+    With ``weight_chain`` the groups are the layers of a stack, which run at the same time, each one
+    step behind the one below: for g > 0, gates_x of group g is ``weight_chain[g-1] h[g-1] +
+    bias_chain[g-1]``, with h of the same step.
+
     Args:
         cell: a `Cell`, or its name in `CELLS`.
-        gates_x: (T, B, G, K*H), float16, bfloat16, float32 or float64: the input projection with
-            all biases added. Any strides, but the last dimension contiguous.
+        gates_x: (T, B, G, K*H), or (T, B, 1, K*H), of group 0, if groups are chained; float16,
+            bfloat16, float32 or float64: the input projection with all biases added. Any strides,
+            but the last dimension contiguous.
         weight_hh: (G, K*H, H), contiguous.
         h0: (G, B, H), the state before the first step.
         c0: (G, B, H) for a cell with cell state, else None.
-        reverse: for each group, whether it runs from the last position to the first.
+        weight_chain: (G-1, K*H, H), contiguous, G at least 2, to chain the groups.
+        bias_chain: (G-1, K*H), all biases of groups 1 and up; None for zeros.
+        reverse: for each group, whether it runs from the last position to the first; chained
+            groups have one direction.
         save: also return what `backward` needs.
-        keep_output: return h of every step; needed with ``save``. Without it, memory for h is that
-            of two steps.
-        overwrite: gates_x is not needed any more: ``gates`` may take its memory.
+        keep_output: return h of every step; needed with ``save`` and by chained groups. Without it,
+            memory for h is that of two steps.
+        overwrite: gates_x is not needed any more: ``gates`` may take its memory, if it is as large.
         precision: how float32 matrices are multiplied: "ieee", "tf32" or "tf32x3" (NVIDIA only).
         regime: "resident" and "grid" are one launch with the weights on chip, "step" is one launch
             a step; "auto" takes the one with the least estimate among those that can run here.
+            Chained groups have the grid regime only.
         config: launch configuration, and with it the regime; by default `plan` chooses.
         launch: how the step regime is launched: "direct" from Python, "graph" by CUDA graphs,
             "auto" by graphs where they work and pay. Any but "auto" asks for that regime.
@@ -118,16 +129,28 @@ def forward(
             names it, what came and what was expected.
     """
     cell = cell_of(cell)
-    T, B, G, H = sizes(cell, gates_x, weight_hh)
+    chained = weight_chain is not None
+    T, B, G, H = sizes(cell, gates_x, weight_hh, chained)
     expect("h0", h0, (G, B, H), gates_x)
     if cell.has_cell_state:
         expect("c0", c0, (G, B, H), gates_x)
     elif c0 is not None:
         raise ValueError(f"c0: expected None, {cell.name} has no cell state")
     directions = all_directions(reverse, G)
+    links: tuple[Tensor, ...] = ()
+    if weight_chain is not None:
+        chain(weight_chain, directions, G, cell.gates * H, H, gates_x)
+        if bias_chain is None:
+            bias_chain = gates_x.new_zeros(G - 1, cell.gates * H)
+        expect("bias_chain", bias_chain, (G - 1, cell.gates * H), gates_x, contiguous=True)
+        links = (weight_chain, bias_chain)
+    elif bias_chain is not None:
+        raise ValueError("bias_chain: expected None without weight_chain, got a tensor")
 
     if save and not keep_output:
         raise ValueError("keep_output: expected True with save, whose backward pass needs it")
+    if chained and not keep_output:
+        raise ValueError("keep_output: expected True for chained groups, which read it")
     output = gates_x.new_empty(T if keep_output else 2, B, G, H)
     h_n = gates_x.new_empty(G, B, H)
     c_n = carry = gates = cells = None
@@ -138,7 +161,7 @@ def forward(
         carry = torch.empty_like(h_n, dtype=accumulation_dtype(h_n.dtype))
         if save:
             cells = torch.empty_like(output)
-            reuse = overwrite and gates_x.is_contiguous()
+            reuse = overwrite and gates_x.is_contiguous() and not chained
             gates = gates_x if reuse else gates_x.new_empty(T, B, G, cell.gates * H)
     _launch(
         cell,
@@ -147,6 +170,7 @@ def forward(
         gates_x,
         (gates_x, weight_hh, h0.contiguous(), c0, carry, output, h_n, c_n, cells, gates),
         directions,
+        links,
         {"save": save, "keep": keep_output},
         precision,
         regime,
@@ -164,10 +188,12 @@ def backward(
     cells: Tensor | None = None,
     c0: Tensor | None = None,
     *,
+    weight_chain: Tensor | None = None,
     d_output: Tensor | None = None,
     d_h_n: Tensor | None = None,
     d_c_n: Tensor | None = None,
     reverse: Sequence[bool] | None = None,
+    overwrite: bool = False,
     precision: Precision = "ieee",
     regime: Regime | Literal["auto"] = "auto",
     config: LaunchConfig | None = None,
@@ -177,7 +203,8 @@ def backward(
 
     From the last step to the first: ``dh = d_output[t] + d_gates[t+1] W_hh`` (``d_h_n`` at the last
     step), then the gradient of the cell's step gives ``d_gates[t]`` and dc. The gradients of
-    weights, biases and inputs are matrix products of d_gates, left to the caller.
+    weights, biases and inputs are matrix products of d_gates, left to the caller. Of chained groups
+    the last has d_output, and ``dh[g]`` gets ``d_gates[g+1] weight_chain[g]`` of the same step.
 
     Args:
         cell: as in `forward`, and so are reverse, precision, regime, config and launch.
@@ -186,10 +213,13 @@ def backward(
         gates: (T, B, G, K*H), from `forward`; None for a cell without cell state.
         cells: (T, B, G, H), from `forward`; None for a cell without cell state.
         c0: (G, B, H), as given to `forward`.
-        d_output: (T, B, G, H) of any strides, or None for zeros.
+        weight_chain: (G-1, K*H, H), as given to `forward`.
+        d_output: (T, B, G, H) of any strides, or None for zeros; (T, B, 1, H), of the last group,
+            if groups are chained.
         d_h_n: (G, B, H), or None for zeros.
         d_c_n: (G, B, H), or None for zeros.
         reverse: see `forward`.
+        overwrite: gates are not needed any more: ``d_gates`` takes their memory.
         precision: see `forward`.
         regime: see `forward`.
         config: see `forward`.
@@ -218,15 +248,19 @@ def backward(
     elif given := [name for name, value in states.items() if value is not None]:
         raise ValueError(f"{', '.join(given)}: expected None, {cell.name} has no cell state")
     for name, value, shape in (
-        ("d_output", d_output, (T, B, G, H)),
+        ("d_output", d_output, (T, B, G if weight_chain is None else 1, H)),
         ("d_h_n", d_h_n, (G, B, H)),
         ("d_c_n", d_c_n, (G, B, H)),
     ):
         if value is not None:
             expect(name, value, shape, output)
     directions = all_directions(reverse, G)
+    if weight_chain is not None:
+        chain(weight_chain, directions, G, cell.gates * H, H, output)
 
-    d_gates = output.new_empty(T, B, G, cell.gates * H)
+    d_gates = gates if overwrite and gates is not None else None
+    if d_gates is None:
+        d_gates = output.new_empty(T, B, G, cell.gates * H)
     carry = None
     if cell.has_cell_state:
         # A contiguous copy, for the kernels to work on in place.
@@ -253,6 +287,7 @@ def backward(
             d_gates,
         ),
         directions,
+        () if weight_chain is None else (weight_chain,),
         {"has_d_output": d_output is not None, "has_d_h_n": d_h_n is not None},
         precision,
         regime,
@@ -269,13 +304,17 @@ def _launch(
     strided: Tensor | None,
     tensors: tuple[Tensor | None, ...],
     directions: Sequence[bool],
+    links: tuple[Tensor, ...],
     flags: dict[str, bool],
     precision: Precision,
     regime: Regime | Literal["auto"],
     config: LaunchConfig | None,
     launch: Launch,
 ) -> None:
-    """Make a sweep of checked tensors and run it. ``strided``: the one with strides of its own."""
+    """Make a sweep of checked tensors and run it.
+
+    ``strided``: the one with strides of its own; ``links``: what groups are chained by.
+    """
     T, B, G, H = shape
     output = tensors[5]
     assert output is not None
@@ -287,11 +326,16 @@ def _launch(
         raise ValueError(f"launch: expected one of {LAUNCHES}, got {launch!r}")
     if regime not in (*REGIMES, "auto"):
         raise ValueError(f"regime: expected one of {(*REGIMES, 'auto')}, got {regime!r}")
-    if launch != "auto" and regime == "auto":
+    chained = bool(links)
+    if launch != "auto" and regime == "auto" and not chained:
         regime = "step"
+    if chained and regime not in ("auto", "grid"):
+        raise ValueError(f"regime: expected 'grid' for chained groups, got {regime!r}")
+    if chained:
+        regime = "grid"
     if config is not None and regime not in ("auto", config.regime):
         raise ValueError(f"config: expected one of the regime {regime!r}, got {config}")
-    problem = problem_of(cell, direction, H, B, G, output.dtype, precision)
+    problem = problem_of(cell, direction, H, B, G, output.dtype, precision, chained)
     limits = DeviceLimits.of(output.device)
     if B == 0:
         return
@@ -319,11 +363,13 @@ def _launch(
         direction_bits(directions),
         (strides[0] // align, strides[1] // align, strides[2] // align),
         constants(
-            cell, H, output.dtype, config, direction, precision=precision, align=align, **flags
+            cell, H, output.dtype, config, direction,
+            precision=precision, align=align, chained=chained, **flags,
         ),
         config,
         limits,
-    )
+        links,
+    )  # fmt: skip
     use_graph = launch == "graph"
     if launch == "auto" and config.regime == "step":
         use_graph = T >= MIN_STEPS_FOR_GRAPH and not INTERPRETED

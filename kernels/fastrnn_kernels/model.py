@@ -152,15 +152,24 @@ def _grid(config: GridConfig, problem: Problem, limits: DeviceLimits, rates: Rat
     # The first pieces' latency shows; that of later ones does as far as they are not ahead.
     loads = tiles(config.pieces(problem), config.ahead)
     arriving = config.tiles_h(problem) * config.splits * rates.exchange_of_one
-    waits = {"exchange": rates.exchange + arriving, "L2 latency": loads * rates.l2_latency}
+    latency = loads * rates.l2_latency
+    waits = {"exchange": rates.exchange + arriving, "L2 latency": latency}
     within = {}
     if config.splits > 1:
         cycles["sums to L2 and back"] = 2 * rows * columns * 4 / rates.l2_bytes
         within = {"exchange of sums": rates.exchange + rates.l2_latency}
     turns = tiles(tiles(problem.B, config.block_b), config.lanes)
     work = {name: value * shared for name, value in cycles.items()}
-    busy = turns * (sum(work.values()) / rates.clock + sum(within.values()))
-    one = _sum(work, {**waits, **within}, 1, columns * depth * problem.itemsize, rates)
+    before = 0.0
+    if problem.chained:
+        # A look at the other group's counter, and the product with what it made: they fall into
+        # the wait for one's own group, as far as that is long enough.
+        product = work["product"] + work["sum of parts"] + work["operand from L2"]
+        before = rates.l2_latency + latency + product / rates.clock
+        waits["the other group's product"] = max(0.0, before - waits["exchange"])
+    busy = turns * (sum(work.values()) / rates.clock + sum(within.values()) + before)
+    weights = columns * depth * problem.itemsize * problem.matrices
+    one = _sum(work, {**waits, **within}, 1, weights, rates)
     # The counters are set to zero first; and while the first exchange of one batch tile is on its
     # way a program works on its others.
     return Estimate(one.start + rates.launch, max(one.step, busy), one.parts)

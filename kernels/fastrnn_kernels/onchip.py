@@ -36,8 +36,13 @@ MAX_VALUES = 40
 MAX_FMA_UNITS = 32
 # Bytes of a row that are fetched from memory at once.
 LINE = 128
-# Unrolled pieces of the contraction: more take minutes to compile.
+# Unrolled pieces of a contraction: more take minutes to compile.
 MAX_PIECES = 32
+# Chained groups have two contractions. What their pieces take beside the sums, and on the way back
+# the saved values of each hidden unit after the second of a thread; found as MAX_SUMS, in its unit.
+MAX_CHAINED = 80
+CHAINED_PIECE = 2
+CHAINED_UNIT = 11
 # Parts that `grid.sum_of_parts` can add up.
 MAX_PARTS = 8
 
@@ -117,8 +122,8 @@ class GridConfig(LaunchConfig):
         return problem.G * self.lanes * self.tiles_h(problem) * self.splits
 
     def weights(self, problem: Problem) -> int:
-        """Bytes of its part of W_hh."""
-        depth = self.pieces(problem) * self.num_warps * self.block_k
+        """Bytes of its part of W_hh, and of the weights of h of the group below."""
+        depth = self.pieces(problem) * self.num_warps * self.block_k * problem.matrices
         return _split(problem) * depth * self.columns(problem) * problem.itemsize
 
     def piece(self, problem: Problem) -> int:
@@ -164,13 +169,17 @@ class GridConfig(LaunchConfig):
         """As the base class, registers for the sums, and room for all programs at once."""
         threads = self.num_warps * limits.warp_size
         sums = self.block_b * self.columns(problem) // limits.warp_size
-        at_once = self.ahead == self.pieces(problem)
+        # A chained group holds what the first of its two products came to beside the second.
+        at_once = self.ahead == self.pieces(problem) and not problem.chained
+        most_sums = MAX_SUMS * (2 if at_once else 1)
         operand = problem.itemsize * _split(problem)
+        two = self._of_two_contractions(problem, sums * operand, threads)
         together = limits.resident_programs(threads, self.shared_memory(problem))
         return [
-            ("sums in a thread", sums, MAX_SUMS * (2 if at_once else 1) // operand),
+            ("sums in a thread", sums, most_sums // operand),
             ("registers left by products on ordinary cores", int(problem.fma), 0),
-            ("pieces of a contraction", self.pieces(problem), MAX_PIECES),
+            ("values in a thread of two contractions", two, MAX_CHAINED),
+            ("pieces of a contraction", self.pieces(problem) * problem.matrices, MAX_PIECES),
             ("warps that share a contraction", self.num_warps, MAX_PARTS),
             (
                 "programs of this size that are certain to run at the same time",
@@ -179,6 +188,15 @@ class GridConfig(LaunchConfig):
             ),
             *super().needs(problem, limits),
         ]
+
+    def _of_two_contractions(self, problem: Problem, sums: int, threads: int) -> int:
+        """What chained groups keep in registers, in the unit of `MAX_SUMS`."""
+        if not problem.chained:
+            return 0
+        found = sums + CHAINED_PIECE * self.pieces(problem) * problem.matrices
+        if problem.direction == "backward" and problem.cell_state:
+            found += CHAINED_UNIT * max(0, self.block_b * self.block_h // threads - 2)
+        return found
 
 
 def all_registers(config: LaunchConfig, limits: DeviceLimits) -> dict[str, int | bool]:

@@ -51,6 +51,10 @@ def candidates(
 ) -> Iterator[LaunchConfig]:
     """Every configuration that can run, of one regime or of all."""
     found: list[LaunchConfig] = []
+    if problem.chained:  # programs of several groups that wait for each other: there is one regime
+        if regime not in (None, "grid"):
+            return
+        regime = "grid"
     if regime in (None, "resident"):
         found += resident_candidates(problem)
     if regime in (None, "grid") and limits.exchange:
@@ -64,6 +68,8 @@ def candidates(
 
 def reason_against(regime: Regime, problem: Problem, limits: DeviceLimits) -> str | None:
     """Why a regime cannot run a problem on a device; None if it can."""
+    if problem.chained and regime != "grid":
+        return "layers are run at the same time in the grid regime only"
     if regime == "step":
         return None
     if regime == "resident":
@@ -104,7 +110,9 @@ def plan(
         if own is None or found.seconds(steps) < own[1].seconds(steps):
             best[config.regime] = config, found
     if not best:
-        assert regime != "auto"  # the step regime runs everything or raises
+        if regime == "auto":
+            assert problem.chained  # else the step regime runs everything or raises
+            regime = "grid"
         reason = reason_against(regime, problem, limits)
         raise ValueError(f"regime: {regime!r} cannot run: {reason}")
     chosen = min(best, key=lambda name: best[name][1].seconds(steps))

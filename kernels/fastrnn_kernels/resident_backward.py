@@ -87,7 +87,7 @@ def backward_resident(
         last_offsets = (((tau * B + rows) * G + g) * H)[:, None] + units[None, :]
         c = tl.load(cells + last_offsets, mask=unit_tile, other=0.0).to(ACC)
     dy_next, h_next, c_prev_next, gates_next = load_step(
-        T - 1, g, rows, units, unit_tile,
+        T - 1, g, rows, units, unit_tile, unit_tile,
         d_output, gates, cells, output, c0, T, B, G, reverse, stride_t, stride_b, stride_g,
         H, K, CELL_STATE, HAS_D_OUTPUT, ALIGN,
     )  # fmt: skip
@@ -95,8 +95,9 @@ def backward_resident(
         t = T - 1 - done
         dy, h, c_prev, activated = dy_next, h_next, c_prev_next.to(ACC), gates_next
         # What the next step needs is on its way while this one is computed.
+        earlier = unit_tile & (t > 0)
         dy_next, h_next, c_prev_next, gates_next = load_step(
-            t - 1, g, rows, units, unit_tile & (t > 0),
+            t - 1, g, rows, units, earlier, earlier,
             d_output, gates, cells, output, c0, T, B, G, reverse, stride_t, stride_b, stride_g,
             H, K, CELL_STATE, HAS_D_OUTPUT, ALIGN,
         )  # fmt: skip

@@ -14,6 +14,7 @@ def load_step(
     rows,
     units,
     mask,
+    dy_mask,
     d_output,
     gates,
     cells,
@@ -47,7 +48,7 @@ def load_step(
             + (tau * stride_t + g * stride_g) * ALIGN
             + (rows * (stride_b * ALIGN))[:, None]
         ) + units[None, :]
-        dy = tl.load(dy_ptrs, mask=mask, other=0.0)
+        dy = tl.load(dy_ptrs, mask=dy_mask, other=0.0)
     c_prev = tl.zeros_like(h)
     activated = (c_prev,)
     if CELL_STATE:

@@ -231,7 +231,7 @@ def backward_step(
     group_offsets = (row_of_group * H)[:, None] + units[None, :]
 
     dy, h, c_prev, activated = load_step(
-        t, g, rows, units, unit_tile,
+        t, g, rows, units, unit_tile, unit_tile,
         d_output, gates, cells, output, c0, T, B, G, reverse, stride_t, stride_b, stride_g,
         H, K, CELL_STATE, HAS_D_OUTPUT, ALIGN,
     )  # fmt: skip

@@ -62,9 +62,12 @@ def problem_of(
     G: int,
     dtype: torch.dtype,
     precision: str,
+    chained: bool = False,
 ) -> Problem:
     """What a configuration depends on, from what a caller knows."""
-    problem = Problem.of(direction, cell.gates, H, B, G, dtype, precision, cell.has_cell_state)
+    problem = Problem.of(
+        direction, cell.gates, H, B, G, dtype, precision, cell.has_cell_state, chained
+    )
     # The interpreter has no registers to run out of.
     return replace(problem, fma=False) if INTERPRETED else problem
 
@@ -80,6 +83,7 @@ def constants(
     align: int = MAX_ALIGN,
     save: bool = True,
     keep: bool = True,
+    chained: bool = False,
     has_d_output: bool = True,
     has_d_h_n: bool = True,
 ) -> dict[str, Any]:
@@ -96,7 +100,7 @@ def constants(
         **config.blocks(direction),
     }
     if config.regime == "grid":
-        shared["INTERPRETED"] = INTERPRETED
+        shared |= {"INTERPRETED": INTERPRETED, "CHAIN": chained}
         if direction == "backward":
             shared["PHASE"] = 0
     if direction == "forward":
@@ -123,6 +127,7 @@ class Sweep:
         constants: compile-time arguments.
         config: the launch configuration.
         limits: of the device.
+        chain: the tensors by which the groups are chained, in the order of the grid kernels.
     """
 
     problem: Problem
@@ -133,6 +138,7 @@ class Sweep:
     constants: dict[str, Any]
     config: LaunchConfig
     limits: DeviceLimits
+    chain: tuple[torch.Tensor, ...] = ()
 
     @property
     def kernel(self) -> Any:
@@ -143,6 +149,13 @@ class Sweep:
     def grid(self) -> tuple[int]:
         """Programs of a launch."""
         return (self.config.programs(self.problem),)
+
+    @property
+    def rounds(self) -> int:
+        """Steps of a `grid` launch in the interpreter; see `grid_backward.py`."""
+        problem = self.problem
+        behind = problem.G - 1 if problem.chained and problem.direction == "backward" else 0
+        return self.T + behind
 
     @property
     def options(self) -> dict[str, int | bool]:
@@ -170,27 +183,28 @@ def run(sweep: Sweep) -> None:
         return
     # Programs run one after another and cannot wait for each other: one launch a step and phase.
     phases = [{"PHASE": 1}, {"PHASE": 2}] if sweep.constants.get("SPLITS", 1) > 1 else [{}]
-    for t, phase in itertools.product(range(sweep.T), phases):
+    for t, phase in itertools.product(range(sweep.rounds), phases):
         launch(*tensors, *sizes, t, t + 1, *rest, **{**sweep.constants, **phase})
 
 
 def exchanged(sweep: Sweep) -> tuple[torch.Tensor, ...]:
-    """What the programs of a `grid` launch wait by, and the sums that they share."""
+    """What else a `grid` kernel takes: what chains groups, what programs share and wait by."""
     problem, config, device = sweep.problem, sweep.config, sweep.tensors[0].device
     assert isinstance(config, GridConfig)
     tiles_b, tiles_h = tiles(problem.B, config.block_b), config.tiles_h(problem)
     back = problem.direction == "backward"
+    links = sweep.chain or sweep.tensors[: 1 if back else 2]  # not read if groups are not chained
     counters = torch.zeros(
         (problem.G, tiles_b, 1 + back * tiles_h, COUNTER_STRIDE.value),
         dtype=torch.int32,
         device=device,
     )
     if not back:
-        return (counters,)
+        return (*links, counters)
     size = (tiles_h, config.splits, config.block_b, config.columns(problem))
     parts = torch.empty(
         (problem.G, tiles_b, *size) if config.splits > 1 else (1,),
         dtype=accumulation_dtype(sweep.tensors[-1].dtype),
         device=device,
     )
-    return parts, counters
+    return (*links, parts, counters)

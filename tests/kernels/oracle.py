@@ -1,6 +1,7 @@
 """The equations in NumPy float64: slow, obvious, and independent of torch and of the kernels.
 
-Arrays and arguments are those of `fastrnn_kernels.forward` and `backward`.
+Arrays and arguments are those of `fastrnn_kernels.forward` and `backward`; chained groups are
+computed one whole layer after another.
 """
 
 from typing import NamedTuple
@@ -90,3 +91,40 @@ def backward(cell, weight_hh, saved, c0, d_output, d_h_n, d_c_n, reverse):
             d_gates[t, :, g] = d_pre
             d_h[g] = d_pre @ weight_hh[g]
     return Backward(d_gates, d_c if cell == "lstm" else None)
+
+
+def only(g, *arrays):
+    """Group g of (G, ..) arrays."""
+    return [None if a is None else a[g : g + 1] for a in arrays]
+
+
+def forward_chain(cell, gates_x, weight_hh, weight_chain, bias_chain, h0, c0, reverse):
+    layers = []
+    for g in range(len(weight_hh)):
+        if g:
+            gates_x = layers[-1].output @ weight_chain[g - 1].T + bias_chain[g - 1]
+        layers.append(forward(cell, gates_x, *only(g, weight_hh, h0, c0), reverse[g : g + 1]))
+    return joined(layers)
+
+
+def backward_chain(
+    cell, weight_hh, weight_chain, saved, c0, d_output, d_h_n, d_c_n, reverse
+):  # fmt: skip
+    layers = []
+    for g in reversed(range(len(weight_hh))):
+        one = Forward(*(x if x is None or x.ndim < 4 else x[:, :, g : g + 1] for x in saved))
+        weight, state, *finals = only(g, weight_hh, c0, d_h_n, d_c_n)
+        layers.append(backward(cell, weight, one, state, d_output, *finals, reverse[g : g + 1]))
+        d_output = layers[-1].d_gates @ weight_chain[g - 1]  # not used below group 0
+    return joined(layers[::-1])
+
+
+def joined(layers):
+    """Results of one group each as those of all: axis 2 of (T, B, G, ..), axis 0 of (G, B, ..)."""
+    fields = zip(*layers, strict=True)
+    return type(layers[0])(
+        *(
+            None if f[0] is None else np.concatenate(f, axis=2 if f[0].ndim == 4 else 0)
+            for f in fields
+        )
+    )

@@ -18,14 +18,19 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 import fastrnn_kernels as kernels
 from fastrnn_kernels.plan import REGIMES
 from gpu_cases import (
+    BACK_CHAINED,
     DEVICE,
     MODES,
     assert_back_right,
     assert_right,
     expect,
     expect_back,
+    expect_back_chain,
+    expect_chain,
     make,
     make_back,
+    make_back_chain,
+    make_chain,
     on_gpu,
     skip_where_impossible,
 )
@@ -106,3 +111,46 @@ def test_gates_that_take_the_place_of_gates_x(regime):
         assert made.gates.data_ptr() == gates_x.data_ptr()
         for name in ("output", "gates", "cells", "c_n"):
             assert torch.equal(getattr(made, name), getattr(want, name)), name
+
+
+# (cell, mode, T, B, H, layers): each pair of values of two of them meets, as far as it fits an H100
+CHAINS = [
+    ("lstm", "bf16", 1, 3, 70, 2),
+    ("lstm", "bf16", 17, 16, 256, 3),
+    ("lstm", "bf16", 128, 40, 512, 2),
+    ("lstm", "bf16", 128, 16, 512, 4),
+    ("lstm", "bf16", 17, 3, 512, 3),
+    ("lstm", "tf32", 17, 40, 70, 4),
+    ("lstm", "tf32", 128, 3, 256, 2),
+    ("lstm", "tf32", 1, 16, 512, 2),
+    ("rnn_tanh", "bf16", 128, 40, 70, 3),
+    ("rnn_tanh", "bf16", 1, 40, 256, 4),
+    ("rnn_tanh", "bf16", 17, 3, 512, 4),
+    ("rnn_tanh", "tf32", 1, 3, 512, 3),
+    ("rnn_tanh", "tf32", 128, 16, 70, 4),
+    ("rnn_tanh", "tf32", 17, 16, 256, 2),
+    ("rnn_relu", "fp16", 17, 40, 256, 3),
+    ("rnn_sigmoid", "tf32x3", 17, 16, 70, 2),
+]
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["forwards", "backwards"])
+@pytest.mark.parametrize(("cell", "mode", "T", "B", "H", "layers"), CHAINS)
+def test_parity_of_layers_at_the_same_time(cell, mode, T, B, H, layers, reverse, oracle):
+    dtype, precision = MODES[mode]
+    skip_where_impossible("grid", cell, B, H, layers, dtype, precision, chained=True)
+    a = make_chain(cell, T, B, H, layers, dtype, reverse)
+    made = kernels.forward(cell, **a, save=cell == "lstm", precision=precision)
+    assert_right(made, expect_chain(oracle, cell, a), dtype, precision, layers)
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["forwards", "backwards"])
+@pytest.mark.parametrize(("cell", "mode", "T", "B", "H", "layers"), CHAINS)
+def test_parity_back_of_layers_at_the_same_time(cell, mode, T, B, H, layers, reverse, oracle):
+    dtype, precision = MODES[mode]
+    sizes = (cell, B, H, layers, dtype, precision, ("backward",))
+    skip_where_impossible("grid", *sizes, chained=True)
+    grads = ("yhc", "y", "hc")[CHAINS.index((cell, mode, T, B, H, layers)) % 3]
+    b = make_back_chain(oracle, cell, T, B, H, layers, dtype, grads, reverse)
+    made = kernels.backward(cell, **b, precision=precision)
+    assert_back_right(made, expect_back_chain(oracle, cell, b), dtype, precision, BACK_CHAINED)

@@ -60,7 +60,7 @@ def run_program(sweep, tensors, program, delay):
         problem.B,
         problem.G,
         0,
-        sweep.T,
+        sweep.rounds,
         sweep.reverse,
         *sweep.strides,
         **sweep.constants,
@@ -129,7 +129,7 @@ def launched(monkeypatch, backwards):
 
 
 def draw(case):
-    """Arguments in float64."""
+    """Arguments of `forward` in float64, all groups' gates_x among them."""
     G, K = len(case.reverse), kernels.CELLS[case.cell].gates
     random = np.random.default_rng(0)
     bound = 1 / math.sqrt(case.H)
@@ -209,6 +209,78 @@ def test_programs_that_wait_for_each_other_on_the_way_back(case, launched, oracl
     ((sweep, counters),) = launched
     assert sweep.grid == (len(case.reverse) * case.lanes * 3 * case.splits,)
     assert (counters[:, :, 0, 0] == 3 * case.splits * case.T).all(), "once a step and batch tile"
+    arrivals = case.T * case.splits if case.splits > 1 else 0
+    assert (counters[:, :, 1:, 0] == arrivals).all(), "once more for each tile of units"
+    assert_close(case, back, want)
+
+
+# A group that waits for the wrong one of three reads what has not been stored yet.
+CHAIN = Case("lstm", 3, 1, (True,) * 3, H=24)
+CHAIN_OF_LANES = Case("rnn_tanh", 40, 2, (False,) * 2)
+
+
+def draw_chain(case):
+    """Arguments of `forward_chain` in float64, without directions."""
+    gates_x, weight_hh, h0, c0 = draw(case)
+    random = np.random.default_rng(2)
+    bound = 1 / math.sqrt(case.H)
+    weight_chain = random.uniform(-bound, bound, weight_hh[1:].shape)
+    bias_chain = random.uniform(-bound, bound, weight_hh.shape[:2])[1:]
+    return gates_x[:, :, :1], weight_hh, weight_chain, bias_chain, h0, c0
+
+
+@together
+@pytest.mark.parametrize("case", [CHAIN, CHAIN_OF_LANES], ids=["lstm", "rnn-lanes"])
+def test_layers_that_wait_for_those_below(case, launched, oracle):
+    arguments = draw_chain(case)
+    want = oracle.forward_chain(case.cell, *arguments, case.reverse)
+    units = 8 if case.cell == "lstm" else 16
+    config = kernels.GridConfig(16, units, 16, lanes=case.lanes, ahead=2, num_warps=2)
+    gates_x, weight_hh, weight_chain, bias_chain, h0, c0 = single(*arguments)
+    made = kernels.forward(
+        case.cell, gates_x, weight_hh, h0, c0, weight_chain=weight_chain, bias_chain=bias_chain,
+        reverse=case.reverse, save=True, config=config,
+    )  # fmt: skip
+    ((sweep, counters),) = launched
+    assert sweep.grid == (len(case.reverse) * case.lanes * 3,)
+    assert (counters[..., 0] == 3 * case.T).all(), "each arrives once a step and batch tile"
+    assert_close(case, made, want)
+
+
+@together
+@pytest.mark.parametrize(
+    "case",
+    [CHAIN, CHAIN_OF_LANES, replace(CHAIN, splits=2), replace(CHAIN_OF_LANES, splits=2)],
+    ids=["lstm", "rnn-lanes", "lstm-shared", "rnn-lanes-shared"],
+)
+def test_layers_that_wait_for_those_above_on_the_way_back(case, launched, oracle):
+    gates_x, weight_hh, weight_chain, bias_chain, h0, c0 = draw_chain(case)
+    made = oracle.forward_chain(
+        case.cell, gates_x, weight_hh, weight_chain, bias_chain, h0, c0, case.reverse
+    )
+    random = np.random.default_rng(1)
+    grads = [random.standard_normal(shape) for shape in (made.output[:, :, :1].shape, h0.shape)]
+    grads.append(None if c0 is None else random.standard_normal(h0.shape))
+    want = oracle.backward_chain(
+        case.cell, weight_hh, weight_chain, made, c0, *grads, case.reverse
+    )  # fmt: skip
+    config = kernels.GridConfig(
+        16, 16 // case.splits, 16, lanes=case.lanes, ahead=2, splits=case.splits, num_warps=2
+    )
+    (weight_chain,) = single(weight_chain)
+    names = ("d_output", "d_h_n", "d_c_n")
+    back = kernels.backward(
+        case.cell,
+        *single(weight_hh, made.output, made.gates, made.cells, c0),
+        weight_chain=weight_chain,
+        **dict(zip(names, single(*grads), strict=True)),
+        reverse=case.reverse,
+        config=config,
+    )
+    ((sweep, counters),) = launched
+    programs = config.tiles_h(sweep.problem) * case.splits
+    assert sweep.grid == (len(case.reverse) * case.lanes * programs,)
+    assert (counters[:, :, 0, 0] == programs * case.T).all(), "once a step and batch tile"
     arrivals = case.T * case.splits if case.splits > 1 else 0
     assert (counters[:, :, 1:, 0] == arrivals).all(), "once more for each tile of units"
     assert_close(case, back, want)

@@ -18,7 +18,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 import fastrnn_kernels as kernels
 from fastrnn_kernels import graphs, launch, table
 from fastrnn_kernels.plan import REGIMES
-from interpreter_cases import F32, Case, make, run
+from interpreter_cases import F32, SHARED, Case, make, run
 
 pytestmark = pytest.mark.usefixtures("poisoned", "no_graphs")
 
@@ -59,6 +59,25 @@ def test_gates_may_take_the_place_of_what_they_are_made_of(regime, strided):
     assert (made.gates.data_ptr() == a["gates_x"].data_ptr()) != strided
     for got, expected in zip(made, want, strict=True):
         assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize(
+    ("regime", "back"), [*((regime, None) for regime in REGIMES), ("grid", SHARED)]
+)
+@pytest.mark.parametrize("T", [1, 17])
+def test_gate_gradients_in_the_place_of_gates(T, regime, back):
+    """Each step's gates are read by the program that writes over them, and by nobody after."""
+    case = Case("lstm", T, 3, 20, F32, (True, False), regime=regime, back=back)
+    a = make(case)
+    made, want = run(case, a)
+    options = {n: a[n] for n in ("d_output", "d_h_n", "d_c_n")} | {"reverse": case.reverse}
+    got = kernels.backward(
+        "lstm", a["weight_hh"], made.output, made.gates, made.cells, a["c0"],
+        overwrite=True, **options, **case.backward_options,
+    )  # fmt: skip
+    assert got.d_gates.data_ptr() == made.gates.data_ptr()
+    for one, expected in zip(got, want, strict=True):
+        assert torch.equal(one, expected)
 
 
 @pytest.mark.parametrize("T", [1, 4, 6, 9])
