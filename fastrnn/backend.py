@@ -162,6 +162,13 @@ class Layer:
     recompute: int = 0
     """fastrnn runs the layer in chunks of so many steps and saves the states between them; 0 for
     the whole sequence at once, which is all that a backend ever sees."""
+    overwrite_saved: bool = False
+    """Of a backward pass: nobody needs what was saved after it, so that it may be written over."""
+    weight_chain: Tensor | None = None
+    """(G - 1, K*H, H): the groups are layers, and group g + 1 takes h of group g as its input,
+    through weight_chain[g]. Only group 0 takes x then, weight_ih is (1, K*H, I), and of the outputs
+    only that of the last group is returned or has a gradient, (T, B, 1, H). None where groups are
+    independent, as they are for a backend that does not override `layers_at_once`."""
 
     @property
     def gates(self) -> int:
@@ -203,6 +210,7 @@ class Wanted(NamedTuple):
     h0: bool
     c0: bool
     weight_hr: bool
+    weight_chain: bool = False
 
 
 class LayerGradients(NamedTuple):
@@ -215,6 +223,7 @@ class LayerGradients(NamedTuple):
     h0: Tensor | None = None
     c0: Tensor | None = None
     weight_hr: Tensor | None = None
+    weight_chain: Tensor | None = None
 
 
 class OutputGradients(NamedTuple):
@@ -233,6 +242,15 @@ class LayerBackend(Backend):
 
     recomputes: ClassVar[bool] = True
 
+    def layers_at_once(self, request: Request) -> int:
+        """How many of the request's layers to pass in one `Layer`, chained; 1: one by one.
+
+        Optional, for backends that work on several layers at the same time. Asked only of stacks
+        in one direction without dropout, projection, variable lengths or `recompute`. The last
+        `Layer` of a stack may have fewer.
+        """
+        return 1
+
     @abstractmethod
     def layer_forward(self, layer: Layer) -> LayerOutput:
         """Run one layer over the whole sequence."""
@@ -248,7 +266,8 @@ class LayerBackend(Backend):
     ) -> LayerGradients:
         """Backpropagate through one layer: the sums over time of its gradients.
 
-        `saved` holds what `layer_forward` saved, padded with empty tensors to three.
+        `saved` holds what `layer_forward` saved, padded with empty tensors to three; it may be
+        written over if `Layer.overwrite_saved`.
         """
 
     @abstractmethod
@@ -281,7 +300,9 @@ class RecurrenceBackend(LayerBackend):
         """Run the time loop over gates_x (T, B, G, K*H) with weight_hh (G, K*H, P).
 
         gates_x is the backend's: unlike what is in `layer` it may be written over. Gates are
-        ordered as torch orders them: all units of i, then of f, g and o.
+        ordered as torch orders them: all units of i, then of f, g and o. With
+        `Layer.weight_chain` gates_x is that of group 0, and the first of what is saved must be
+        the outputs of all groups, (T, B, G, H).
         """
 
     @abstractmethod
@@ -314,20 +335,24 @@ class RecurrenceBackend(LayerBackend):
         return product(a, b, add)
 
     def saved_like(self, layer: Layer) -> tuple[Tensor, ...]:
-        """Activated gates (T, B, G, K*H) and cells (T, B, G, H) for an LSTM, else nothing."""
-        if not layer.save or layer.c0 is None:
+        """Activated gates (T, B, G, K*H) and cells (T, B, G, H) for an LSTM, else nothing.
+
+        Before them the outputs (T, B, G, H) of chained groups.
+        """
+        if not layer.save:
             return ()
-        steps, batch = layer.x.shape[:2]
-        shape = (steps, batch, layer.groups, layer.gates * layer.hidden_size)
-        return (
-            layer.x.new_empty(shape),
-            layer.x.new_empty((*shape[:3], layer.hidden_size)),
-        )
+        sizes = [] if layer.weight_chain is None else [layer.hidden_size]
+        if layer.c0 is not None:
+            sizes += [layer.gates * layer.hidden_size, layer.hidden_size]
+        shape = (*layer.x.shape[:2], layer.groups)
+        return tuple(layer.x.new_empty((*shape, size)) for size in sizes)
 
     def layer_forward(self, layer: Layer) -> LayerOutput:
         """Project the inputs of all steps at once, then run the time loop."""
         multiply = partial(self.matmul, precision=layer.precision)
-        gates_x = project(layer.x, layer.weight_ih, layer.bias, multiply)
+        # of chained groups, that of group 0
+        bias = None if layer.bias is None else layer.bias[: len(layer.weight_ih)]
+        gates_x = project(layer.x, layer.weight_ih, bias, multiply)
         return self.recurrence_forward(gates_x, layer.weight_hh, layer)
 
     def layer_backward(
@@ -343,18 +368,24 @@ class RecurrenceBackend(LayerBackend):
             grad, layer.weight_hh, layer, output, saved, wanted
         )
         multiply = partial(self.matmul, precision=layer.precision)
-        d_weight_ih = d_weight_hh = None
+        d_weight_ih = d_weight_hh = d_weight_chain = None
+        outputs = output if layer.weight_chain is None else saved[0]
+        d_gates_x = d_gates[:, :, : len(layer.weight_ih)]
         if wanted.weight_ih:
-            d_weight_ih = input_weight_gradient(d_gates, layer.x, multiply)
+            d_weight_ih = input_weight_gradient(d_gates_x, layer.x, multiply)
         if wanted.weight_hh:
-            d_weight_hh = recurrent_weight_gradient(d_gates, output, layer, multiply)
+            d_weight_hh = recurrent_weight_gradient(d_gates, outputs, layer, multiply)
+        if wanted.weight_chain:
+            below = outputs[:, :, :-1]
+            d_weight_chain = input_weight_gradient(d_gates[:, :, 1:], below, multiply)
         d_bias = d_gates.sum((0, 1)) if wanted.bias else None
         return LayerGradients(
-            x=input_gradient(d_gates, layer.weight_ih, layer.x, multiply) if wanted.x else None,
+            x=input_gradient(d_gates_x, layer.weight_ih, layer.x, multiply) if wanted.x else None,
             weight_ih=d_weight_ih,
             weight_hh=d_weight_hh,
             bias=d_bias,
             h0=d_h0 if wanted.h0 else None,
             c0=d_c0 if wanted.c0 else None,
             weight_hr=d_weight_hr if wanted.weight_hr else None,
+            weight_chain=d_weight_chain,
         )

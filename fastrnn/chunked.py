@@ -144,6 +144,7 @@ def _backward_of_chunk(
     if backend.saved_like(replace(chunk, x=chunk.x[:1])):  # of one step: it only counts them
         output, _, _, saved = backend.layer_forward(chunk)
     padding = [chunk.x.new_empty(0) for _ in range(3 - len(saved))]
+    chunk = replace(chunk, overwrite_saved=True)  # nobody else has seen what the replay saved
     return backend.layer_backward(grad, chunk, output.contiguous(), (*saved, *padding), wanted)
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fastrnn import measured
-from fastrnn.backend import StackBackend
+from fastrnn.backend import LayerBackend, StackBackend
 from fastrnn.plugins import registry
 from fastrnn.request import Candidate, Cost, Decision, Request, describe_candidates
 
@@ -135,13 +135,15 @@ def decide(request: Request, backend: str = AUTO, *, here: bool = True) -> Decis
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator, unused-ignore] # torch leaves it unannotated
-def decide_name(backend: str, context: str | None, *request: object) -> str:
+def decide_constant(backend: str, context: str | None, *request: object) -> tuple[str, int]:
     """`decide` for torch.compile: plugins' Python is run, not traced, once per graph.
 
-    Every argument is guarded where the caller got it, so another override compiles anew. The
-    request comes as its fields, because Dynamo hands over plain constants and not named tuples.
+    Returns the backend's name and `Decision.layers_at_once`. Every argument is guarded where the
+    caller got it, so another override compiles anew. The request comes as its fields, because
+    Dynamo hands over plain constants and not named tuples.
     """
-    return _decide(Request(*request), backend, context, True).backend  # type: ignore[arg-type] # the fields of a Request
+    decision = _decide(Request(*request), backend, context, True)  # type: ignore[arg-type] # the fields of a Request
+    return decision.backend, decision.layers_at_once
 
 
 def clear_decisions() -> None:
@@ -157,6 +159,24 @@ def clear_cache() -> None:
 
 
 def _decide(request: Request, argument: str, context: str | None, here: bool) -> Decision:
+    decision = _choose(request, argument, context, here)
+    return replace(decision, layers_at_once=_layers_at_once(request, decision.backend))
+
+
+def _layers_at_once(request: Request, name: str) -> int:
+    """What the backend says; see `LayerBackend.layers_at_once`."""
+    backend = registry().backends[name]
+    if not isinstance(backend, LayerBackend) or not request.stacks_plainly:
+        return 1
+    answer: object = backend.layers_at_once(request)
+    if not isinstance(answer, int) or not 1 <= answer <= request.num_layers:
+        raise BackendError(
+            f"backend {name!r}: layers_at_once is {answer!r}, expected 1 to {request.num_layers}"
+        )
+    return answer
+
+
+def _choose(request: Request, argument: str, context: str | None, here: bool) -> Decision:
     rules = (
         ("argument", argument),
         ("use_backend context", context),

@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import checks, stack
 from fastrnn.backend import StackBackend, StackCall
-from fastrnn.dispatch import AUTO, current_override, decide, decide_name
+from fastrnn.dispatch import AUTO, current_override, decide, decide_constant
 from fastrnn.plugins import registry
 from fastrnn.precision import arch_of, float32_precision
 from fastrnn.request import Request, Spec
@@ -281,7 +281,7 @@ def make_request(
 
 
 def _as_constant(field: object) -> object:
-    """A request's field for `decide_name`; torch.compile may have made a symbol of a number."""
+    """A request's field for `decide_constant`; torch.compile may have made a symbol of a number."""
     if isinstance(field, float):
         numerator, denominator = field.as_integer_ratio()  # Dynamo keeps float(field) a symbol
         return numerator / denominator
@@ -316,15 +316,16 @@ def _dispatch(
         spec, input, batch_sizes, states, weights, batch_first, dropout, training, recompute
     )
     if request.compiling:
-        name = decide_name(backend, current_override(), *map(_as_constant, request))
+        name, at_once = decide_constant(backend, current_override(), *map(_as_constant, request))
     else:
-        name = decide(request, backend).backend
+        decision = decide(request, backend)
+        name, at_once = decision.backend, decision.layers_at_once
     chosen = registry().backends[name]
     if isinstance(chosen, StackBackend):
         made = chosen.run(StackCall(request, input, batch_sizes, states, weights, batch_first))
         return (None, *made[1:]) if final_only else made
     return _run_layers(
-        spec, request, name, input, batch_sizes, states, weights, batch_first, final_only
+        spec, request, name, at_once, input, batch_sizes, states, weights, batch_first, final_only
     )
 
 
@@ -332,6 +333,7 @@ def _run_layers(
     spec: Spec,
     request: Request,
     backend: str,
+    at_once: int,
     input: Tensor,
     batch_sizes: Tensor | None,
     states: tuple[Tensor, ...],
@@ -360,7 +362,7 @@ def _run_layers(
     output, *final = stack.run(
         spec, input, states, weights, lengths=lengths, dropout=request.dropout,
         precision=request.precision, save=request.needs_grad, backend=backend,
-        final_only=final_only, recompute=request.recompute,
+        final_only=final_only, recompute=request.recompute, at_once=at_once,
     )  # fmt: skip
     if final_only:
         return (None, *final)

@@ -11,6 +11,8 @@ torch's flat signatures and the contract in `fastrnn.backend`.
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -29,18 +31,26 @@ SAVED = 3
 """Most tensors a backend may save for its backward pass. A fixed number, because operators that
 return lists cost torch.library several times as much per call."""
 
+_keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+"""Whether the backward pass that is running retains its graph; what torch's own compiled graphs ask
+before they write over saved tensors. None where torch has no such function."""
+TENSORS = len(Wanted._fields) + 1
+"""Tensors among a layer's arguments: those that may have a gradient, and lengths."""
+
 _LAYER = (
     "Tensor x, Tensor weight_ih, Tensor weight_hh, Tensor? bias, Tensor h0, Tensor? c0, "
-    "Tensor? weight_hr, Tensor? lengths, str cell, bool[] reverse, str precision, "
-    "int recompute, bool final_only, bool save, str backend"
+    "Tensor? weight_hr, Tensor? weight_chain, Tensor? lengths, str cell, bool[] reverse, "
+    "str precision, int recompute, bool final_only, bool save, str backend"
 )
 _SAVED = ", ".join(f"Tensor saved_{i}" for i in range(SAVED))
 _library = torch.library.Library("fastrnn", "DEF")
 _library.define(f"layer_forward({_LAYER}) -> (Tensor output, Tensor h_n, Tensor c_n, {_SAVED})")
-_library.define(
-    "layer_backward(Tensor? d_output, Tensor? d_h_n, Tensor? d_c_n, Tensor output, "
-    f"{_SAVED}, bool[] wanted, {_LAYER}) -> Tensor[]"
-)
+_WRITTEN = ", ".join(f"Tensor({'abc'[i]}!) saved_{i}" for i in range(SAVED))
+for _name, _saved in (("layer_backward", _SAVED), ("layer_backward_", _WRITTEN)):
+    _library.define(
+        f"{_name}(Tensor? d_output, Tensor? d_h_n, Tensor? d_c_n, Tensor output, "
+        f"{_saved}, bool[] wanted, {_LAYER}) -> Tensor[]"
+    )
 
 
 def layer_forward(layer: Layer, backend: str) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -48,12 +58,13 @@ def layer_forward(layer: Layer, backend: str) -> tuple[Tensor, Tensor, Tensor | 
 
     Returns:
         output (T, B, G, P), h_n (G, B, P) and, for an LSTM, c_n (G, B, H). The output has no
-        steps if only the final states were asked for and no backward pass may follow.
+        steps if only the final states were asked for and no backward pass may follow, and one
+        group, the last, if groups are chained.
     """
     output, h_n, c_n, *_ = torch.ops.fastrnn.layer_forward(
         layer.x, layer.weight_ih, layer.weight_hh, layer.bias, layer.h0, layer.c0,
-        layer.weight_hr, layer.lengths, layer.cell, layer.reverse, layer.precision,
-        layer.recompute, layer.final_only, layer.save, backend,
+        layer.weight_hr, layer.weight_chain, layer.lengths, layer.cell, layer.reverse,
+        layer.precision, layer.recompute, layer.final_only, layer.save, backend,
     )  # fmt: skip
     return output, h_n, None if layer.c0 is None else c_n
 
@@ -61,11 +72,12 @@ def layer_forward(layer: Layer, backend: str) -> tuple[Tensor, Tensor, Tensor | 
 def _layer(arguments: Sequence[Any]) -> tuple[Layer, LayerBackend]:
     """The `Layer` and the backend behind the operators' shared arguments, see `_LAYER`."""
     *tensors, cell, reverse, precision, recompute, final_only, save, backend = arguments
-    x, weight_ih, weight_hh, bias, h0, c0, weight_hr, lengths = tensors
+    x, weight_ih, weight_hh, bias, h0, c0, weight_hr, weight_chain, lengths = tensors
     layer = Layer(
         x=x, weight_ih=weight_ih, weight_hh=weight_hh, bias=bias, h0=h0, c0=c0,
         weight_hr=weight_hr, lengths=lengths, cell=cell, reverse=tuple(reverse),
         precision=precision, save=save, final_only=final_only, recompute=recompute,
+        weight_chain=weight_chain,
     )  # fmt: skip
     return layer, cast("LayerBackend", registry().backends[backend])
 
@@ -103,7 +115,8 @@ def _forward_fake(*arguments: Any) -> tuple[Tensor, ...]:
     steps, batch = layer.x.shape[:2]
     if layer.final_only and not layer.save:
         steps = 0
-    output = layer.x.new_empty((steps, batch, layer.groups, layer.h0.shape[-1]))
+    groups = layer.groups if layer.weight_chain is None else 1
+    output = layer.x.new_empty((steps, batch, groups, layer.h0.shape[-1]))
     c_n = None if layer.c0 is None else torch.empty_like(layer.c0)
     saved: tuple[Tensor, ...] = ()
     if layer.save:
@@ -113,11 +126,12 @@ def _forward_fake(*arguments: Any) -> tuple[Tensor, ...]:
 
 def _backward(
     d_output: Tensor | None, d_h_n: Tensor | None, d_c_n: Tensor | None, output: Tensor,
-    *arguments: Any,
+    *arguments: Any, overwrite: bool = False,
 ) -> list[Tensor]:  # fmt: skip
     """The wanted gradients, in the order of `Wanted`, the others left out."""
     saved, wanted = arguments[:SAVED], Wanted(*arguments[SAVED])
     layer, backend = _layer(arguments[SAVED + 1 :])
+    layer = replace(layer, overwrite_saved=overwrite)
     grad = OutputGradients(d_output, d_h_n, d_c_n)
     with _no_autocast(layer):
         if layer.recompute:
@@ -152,45 +166,72 @@ class _LayerFunction(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*output[3:])
-        ctx.save_for_backward(*inputs[:8], output[0], *output[3:])
-        ctx.static = inputs[8:]
+        ctx.save_for_backward(*inputs[:TENSORS], output[0], *output[3:])
+        ctx.static = inputs[TENSORS:]
 
     @staticmethod
     def backward(
         ctx: Any, d_output: Tensor | None, d_h_n: Tensor | None, d_c_n: Tensor | None, *_: None
     ) -> tuple[Tensor | None, ...]:
-        inputs, output, saved = ctx.saved_tensors[:8], ctx.saved_tensors[8], ctx.saved_tensors[9:]
+        kept = ctx.saved_tensors  # asked for once: torch's checkpoints refuse a second time
+        inputs, (output, *saved) = kept[:TENSORS], kept[TENSORS:]
         nothing = [None] * (1 + len(ctx.static))  # for lengths and what is not a tensor
         wanted = ctx.needs_input_grad[: len(Wanted._fields)]
         if d_output is None and d_h_n is None and d_c_n is None:
             return (*(None for _ in wanted), *nothing)
-        if torch.is_grad_enabled():  # create_graph: somebody will differentiate this gradient
+        grads = (d_output, d_h_n, None if inputs[5] is None else d_c_n)
+        if torch.is_grad_enabled() or _are_many(grads):
+            # create_graph: somebody will differentiate this gradient; or many at once (is_grads_
+            # batched), which torch can only spread over operations that it knows
             layer = _layer((*inputs, *ctx.static))[0]
-            found = _differentiable_backward(layer, (d_output, d_h_n, d_c_n), wanted)
+            found = _differentiable_backward(layer, grads, wanted)
         else:
-            d_c_n = None if inputs[5] is None else d_c_n
-            found = torch.ops.fastrnn.layer_backward(
-                d_output, d_h_n, d_c_n, output, *saved, wanted, *inputs, *ctx.static
-            )
+            backward = torch.ops.fastrnn.layer_backward
+            if _is_last_use(saved):
+                backward = torch.ops.fastrnn.layer_backward_
+            found = backward(*grads, output, *saved, wanted, *inputs, *ctx.static)
         got = iter(found)
         return (*(next(got) if is_wanted else None for is_wanted in wanted), *nothing)
+
+
+def _are_many(grads: Sequence[Tensor | None]) -> bool:
+    """Whether each stands for several gradients, as in a vectorised Jacobian."""
+    is_batched = torch._C._functorch.is_legacy_batchedtensor
+    return any(grad is not None and is_batched(grad) for grad in grads)
+
+
+def _is_last_use(saved: Sequence[Tensor]) -> bool:
+    """Whether saved tensors die with this backward pass, so that gradients may take their memory.
+
+    They do unless the graph is retained. Not while somebody traces or transforms the pass, where a
+    call need not be the only one.
+    """
+    return (
+        _keeps_graph is not None
+        and not _keeps_graph()
+        and type(saved[0]) is torch.Tensor
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and not torch.compiler.is_compiling()
+    )
 
 
 def _differentiable_backward(
     layer: Layer, grads: Sequence[Tensor | None], wanted: Sequence[bool]
 ) -> Sequence[Tensor | None]:
-    """The wanted gradients as a function that autograd can differentiate again."""
+    """The wanted gradients, by operations that torch can differentiate and batch."""
     tensors = (
         layer.x, layer.weight_ih, layer.weight_hh, layer.bias, layer.h0, layer.c0, layer.weight_hr,
+        layer.weight_chain,
     )  # fmt: skip
     inputs = [tensor for tensor, is_wanted in zip(tensors, wanted, strict=True) if is_wanted]
-    outputs = unrolled.run(layer)
+    with torch.enable_grad():
+        outputs = unrolled.run(layer)
     used = [(o, g) for o, g in zip(outputs, grads, strict=False) if g is not None]
     return torch.autograd.grad(
         [output for output, _ in used],
         cast("list[Tensor]", inputs),
         [grad for _, grad in used],
-        create_graph=True,
+        create_graph=torch.is_grad_enabled(),
         allow_unused=True,
     )
 
@@ -202,5 +243,7 @@ def _autograd(*arguments: Any) -> tuple[Tensor, ...]:
 _library.impl("layer_forward", _forward, "CompositeExplicitAutograd")
 _library.impl("layer_forward", _autograd, "Autograd")
 _library.impl("layer_backward", _backward, "CompositeExplicitAutograd")
+_library.impl("layer_backward_", partial(_backward, overwrite=True), "CompositeExplicitAutograd")
 torch.library.register_fake("fastrnn::layer_forward", _forward_fake, lib=_library)
-torch.library.register_fake("fastrnn::layer_backward", _backward_fake, lib=_library)
+for _name in ("layer_backward", "layer_backward_"):
+    torch.library.register_fake(f"fastrnn::{_name}", _backward_fake, lib=_library)

@@ -100,6 +100,15 @@ class Request(NamedTuple):
         """2 for a bidirectional stack, else 1."""
         return 2 if self.bidirectional else 1
 
+    @property
+    def stacks_plainly(self) -> bool:
+        """Whether there are several layers, each of which takes all of what the one below made.
+
+        Step by step as it is made: nothing is done in between, and no layer runs backwards.
+        """
+        between = self.bidirectional or self.dropout or self.proj_size or self.varlen
+        return self.num_layers > 1 and not between and not self.recompute
+
     def describe(self) -> str:
         """One line for a person."""
         sizes = f"T={'any' if self.seq_len is None else self.seq_len} "
@@ -152,13 +161,16 @@ class Decision:
     backend: str
     rule: str
     candidates: tuple[Candidate, ...]
+    layers_at_once: int = 1
+    """Layers that it works on at the same time."""
 
     def explain(self) -> str:
         """Several lines for a person: the request, the choice, and a line per backend."""
+        at_once = f", {self.layers_at_once} layers at once" if self.layers_at_once > 1 else ""
         return "\n".join(
             [
                 f"request: {self.request.describe()}",
-                f"backend: {self.backend} ({self.rule})",
+                f"backend: {self.backend} ({self.rule}){at_once}",
                 *describe_candidates(self.candidates, chosen=self.backend),
             ]
         )

@@ -1,4 +1,4 @@
-"""Layers x directions x dropout over a backend that runs one layer."""
+"""Layers x directions x dropout over a backend that runs one layer, or several at the same time."""
 
 from __future__ import annotations
 
@@ -30,8 +30,12 @@ def run(
     backend: str,
     final_only: bool = False,
     recompute: int = 0,
+    at_once: int = 1,
 ) -> tuple[Tensor, ...]:
     """Run every layer in turn; the directions of a layer are one call with G = 2.
+
+    With `at_once` that many layers are one call, chained, unless some of their weights are frozen
+    and others not: then one by one, so that gradients that nobody wants are not computed.
 
     Args:
         spec: the stack's static shape.
@@ -45,42 +49,46 @@ def run(
         backend: the name of a `LayerBackend`.
         final_only: whether nobody reads the output.
         recompute: `Layer.recompute`.
+        at_once: layers of a call; see `LayerBackend.layers_at_once`.
 
     Returns:
         output (T, B, directions * P), h_n and, for an LSTM, c_n, shaped as in `hx`. With
         `final_only` the output is whatever the last layer returns there.
     """
-    groups = spec.directions
-    per_direction = len(weights) // (spec.num_layers * groups)
-    reverse = (False, True)[:groups]
+    per_group = len(weights) // (spec.num_layers * spec.directions)
+    if at_once > 1 and save and not _alike(weights, per_group):
+        at_once = 1
     h_n, c_n = [], []
-    for layer in range(spec.num_layers):
-        first = layer * groups
-        own = weights[first * per_direction : (first + groups) * per_direction]
-        # the same kind of weight of every direction, (G, ...)
-        stacked = [_stack(own[kind::per_direction]) for kind in range(per_direction)]
+    for first_layer in range(0, spec.num_layers, at_once):
+        layers = min(at_once, spec.num_layers - first_layer)
+        first, groups = first_layer * spec.directions, layers * spec.directions
+        own = weights[first * per_group : (first + groups) * per_group]
+        # the same kind of weight of every group, (G, ...)
+        weights_ih = own[::per_group]
         states = [state[first : first + groups] for state in hx]
+        is_last = first_layer + layers == spec.num_layers
         output, h_last, c_last = layer_forward(
             Layer(
                 cell=spec.cell,
                 x=x,
-                weight_ih=stacked[0],
-                weight_hh=stacked[1],
-                bias=_summed_bias(own, per_direction) if spec.bias else None,
+                weight_ih=_stack(weights_ih[:1] if layers > 1 else weights_ih),
+                weight_hh=_stack(own[1::per_group]),
+                bias=_summed_bias(own, per_group) if spec.bias else None,
                 h0=states[0],
                 c0=states[1] if len(states) == 2 else None,
-                weight_hr=stacked[-1] if spec.proj_size else None,
+                weight_hr=_stack(own[per_group - 1 :: per_group]) if spec.proj_size else None,
                 lengths=lengths,
-                reverse=reverse,
+                reverse=(False, True) if spec.bidirectional else (False,) * layers,
                 precision=precision,
                 save=save,
-                final_only=final_only and layer == spec.num_layers - 1,
+                final_only=final_only and is_last,
                 recompute=recompute,
+                weight_chain=_stack(weights_ih[1:]) if layers > 1 else None,
             ),
             backend,
         )
         x = output.flatten(2)
-        if dropout and layer < spec.num_layers - 1:
+        if dropout and not is_last:
             x = torch.nn.functional.dropout(x, dropout, training=True)
         h_n.append(h_last)
         if c_last is not None:
@@ -88,13 +96,19 @@ def run(
     return (x, _join(h_n), _join(c_n)) if c_n else (x, _join(h_n))
 
 
-def _summed_bias(own: Sequence[Tensor], per_direction: int) -> Tensor:
-    """b_ih + b_hh of every direction, (G, K*H).
+def _alike(weights: Sequence[Tensor], per_group: int) -> bool:
+    """Whether of each kind of weight all layers' have a gradient, or none."""
+    wanted = [weight.requires_grad for weight in weights]
+    return all(len(set(wanted[kind::per_group])) == 1 for kind in range(per_group))
+
+
+def _summed_bias(own: Sequence[Tensor], per_group: int) -> Tensor:
+    """b_ih + b_hh of every group, (G, K*H).
 
     Added before they are stacked: the gradients of a sum of stacked biases would be two views of
     one memory, and whoever scales or clips gradients in place would do so twice.
     """
-    pairs = zip(own[2::per_direction], own[3::per_direction], strict=True)
+    pairs = zip(own[2::per_group], own[3::per_group], strict=True)
     return _stack([b_ih + b_hh for b_ih, b_hh in pairs])
 
 

@@ -7,6 +7,7 @@ taken of this form, whatever backend ran the forward pass.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,11 +29,38 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def run(layer: Layer) -> tuple[Tensor, ...]:
-    """Output (T, B, G, P), h_n (G, B, P) and, for an LSTM, c_n (G, B, H)."""
+    """Output (T, B, G, P), h_n (G, B, P) and, for an LSTM, c_n (G, B, H).
+
+    Of chained groups the output is that of the last, (T, B, 1, P).
+    """
+    if layer.weight_chain is not None:
+        return _run_chain(layer, layer.weight_chain)
     gates_x = project(layer.x, layer.weight_ih, layer.bias)
     per_group = [_run_group(layer, gates_x[:, :, g], g) for g in range(layer.groups)]
     outputs, *states = zip(*per_group, strict=True)
     return (torch.stack(outputs, 2), *(torch.stack(state) for state in states))
+
+
+def _run_chain(layer: Layer, weight_chain: Tensor) -> tuple[Tensor, ...]:
+    x, weight_ih = layer.x, layer.weight_ih
+    finals = []
+    for g in range(layer.groups):
+        own = slice(g, g + 1)
+        one = replace(
+            layer,
+            x=x,
+            weight_ih=weight_ih if g == 0 else weight_chain[g - 1 : g],
+            weight_hh=layer.weight_hh[own],
+            bias=None if layer.bias is None else layer.bias[own],
+            h0=layer.h0[own],
+            c0=None if layer.c0 is None else layer.c0[own],
+            reverse=layer.reverse[own],
+            weight_chain=None,
+        )
+        output, *final = run(one)
+        x = output.squeeze(2)
+        finals.append(final)
+    return (output, *(torch.cat(states) for states in zip(*finals, strict=True)))
 
 
 def _run_group(layer: Layer, gates_x: Tensor, g: int) -> tuple[Tensor, ...]:

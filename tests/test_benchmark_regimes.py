@@ -10,6 +10,7 @@ import torch
 
 from benchmark_cases import CASES, ENVIRONMENT, TRAIN, found, row
 from benchmarks import one_case, outlook, peer, regimes
+from benchmarks.outlook import LAYERS
 from fastrnn_kernels.plan import REGIMES
 
 
@@ -141,16 +142,23 @@ def test_kernels_are_compiled_once_each(monkeypatch):
     monkeypatch.setattr(regimes, "ProcessPoolExecutor", Here)
     regimes.warm(CASES, 4)
     assert 150 < len(asked) == len(set(asked)) < 300
-    assert {regime for _, regime in asked} == set(REGIMES)
+    assert {regime for _, regime in asked} == {*REGIMES, LAYERS}
     asked.clear()
     regimes.warm(TRAIN, 4)
     assert 100 < len(asked) == len(set(asked)) < 300
-    assert {regime for _, regime in asked} == {*REGIMES, "auto"}
+    assert {regime for _, regime in asked} == {*REGIMES, "auto", LAYERS}
     asked.clear()
     for mode in ("forward", "train"):
         twice = [CASES[1]._replace(T=steps, mode=mode) for steps in (128, 1024)]
         regimes.warm(twice, 4)
         assert len(asked) == len({regime for _, regime in asked})
         asked.clear()
+    # layers at once have kernels of their own, also where the tiles are those of a single layer
+    two = CASES[1]._replace(H=256, I=256, layers=2)
+    same = outlook.outlook(two, "grid")
+    monkeypatch.setattr(outlook, "outlook", lambda case, name: same)
+    regimes.warm([two._replace(layers=1), two, two._replace(T=8, B=3, layers=4)], 4)
+    assert [name for _, name in asked] == [REGIMES[0], LAYERS]
+    asked.clear()
     regimes.warm([], 4)
     assert asked == []

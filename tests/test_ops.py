@@ -20,7 +20,12 @@ CELLS = sorted(GATES)
 
 
 def layer_arguments(
-    cell: str, *, groups: int = 1, proj: int = 0, lengths: list[int] | None = None
+    cell: str,
+    *,
+    groups: int = 1,
+    proj: int = 0,
+    lengths: list[int] | None = None,
+    chained: bool = False,
 ) -> tuple[object, ...]:
     T, B, I, H = 4, 3, 2, 5
     K, P = GATES[cell], proj or H
@@ -29,11 +34,13 @@ def layer_arguments(
         return torch.randn(shape, dtype=torch.float64, requires_grad=True)
 
     return (
-        leaf(T, B, I), leaf(groups, K * H, I), leaf(groups, K * H, P), leaf(groups, K * H),
-        leaf(groups, B, P), leaf(groups, B, H) if cell == "lstm" else None,
+        leaf(T, B, I), leaf(1 if chained else groups, K * H, I), leaf(groups, K * H, P),
+        leaf(groups, K * H), leaf(groups, B, P), leaf(groups, B, H) if cell == "lstm" else None,
         leaf(groups, P, H) if proj else None,
+        leaf(groups - 1, K * H, H) if chained else None,
         None if lengths is None else torch.tensor(lengths),
-        cell, [False, True][:groups], "ieee", 0, False, True, "reference",
+        cell, [False] * groups if chained else [False, True][:groups], "ieee", 0, False, True,
+        "reference",
     )  # fmt: skip
 
 
@@ -44,19 +51,18 @@ def differentiable(
 
     def call(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         given = iter(tensors)
-        inputs = [next(given) if isinstance(a, torch.Tensor) else a for a in arguments[:7]]
-        outputs = torch.ops.fastrnn.layer_forward(*inputs, *arguments[7:])
+        inputs = [next(given) if isinstance(a, torch.Tensor) else a for a in arguments[:8]]
+        outputs = torch.ops.fastrnn.layer_forward(*inputs, *arguments[8:])
         return outputs[: 2 if arguments[5] is None else 3]  # c_n means nothing without c0
 
-    return call, [a for a in arguments[:7] if isinstance(a, torch.Tensor)]
+    return call, [a for a in arguments[:8] if isinstance(a, torch.Tensor)]
 
 
-@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize(("groups", "chained"), [(1, False), (2, False), (3, True)])
 @pytest.mark.parametrize("cell", CELLS)
-def test_opcheck_forward(cell: str, groups: int) -> None:
-    torch.library.opcheck(
-        torch.ops.fastrnn.layer_forward.default, layer_arguments(cell, groups=groups)
-    )
+def test_opcheck_forward(cell: str, groups: int, chained: bool) -> None:
+    arguments = layer_arguments(cell, groups=groups, chained=chained)
+    torch.library.opcheck(torch.ops.fastrnn.layer_forward.default, arguments)
 
 
 def test_opcheck_forward_with_projection_and_lengths() -> None:
@@ -64,12 +70,13 @@ def test_opcheck_forward_with_projection_and_lengths() -> None:
     torch.library.opcheck(torch.ops.fastrnn.layer_forward.default, arguments)
 
 
+@pytest.mark.parametrize("chained", [False, True], ids=["layer", "chained"])
 @pytest.mark.parametrize("cell", CELLS)
-def test_opcheck_backward(cell: str) -> None:
-    arguments = layer_arguments(cell)
+def test_opcheck_backward(cell: str, chained: bool) -> None:
+    arguments = layer_arguments(cell, groups=3 if chained else 1, chained=chained)
     arguments = tuple(a.detach() if isinstance(a, torch.Tensor) else a for a in arguments)
     output, h_n, c_n, *saved = torch.ops.fastrnn.layer_forward(*arguments)
-    wanted = [tensor is not None for tensor in arguments[:7]]
+    wanted = [tensor is not None for tensor in arguments[:8]]
     d_c_n = torch.randn_like(c_n) if cell == "lstm" else None
     torch.library.opcheck(
         torch.ops.fastrnn.layer_backward.default,
@@ -86,6 +93,14 @@ def test_gradcheck_of_a_layer_with_lengths_and_two_directions(
     arguments = layer_arguments(cell, groups=2, proj=proj, lengths=lengths)
 
     assert torch.autograd.gradcheck(*differentiable(arguments), atol=1e-7)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_gradients_of_chained_groups(cell: str) -> None:
+    call, leaves = differentiable(layer_arguments(cell, groups=3, chained=True))
+
+    assert torch.autograd.gradcheck(call, leaves, atol=1e-7)
+    assert torch.autograd.gradgradcheck(call, leaves, atol=1e-6)
 
 
 @pytest.mark.parametrize("lengths", [None, [4, 0, 2]], ids=["equal", "lengths"])
@@ -262,7 +277,7 @@ def test_gradient_that_can_be_differentiated_again_is_the_same_gradient(
 ) -> None:
     """gradgradcheck cannot see this: it compares the written-out form with itself."""
     arguments = layer_arguments(cell, groups=2, proj=proj, lengths=lengths)
-    leaves = [a for a in arguments[:7] if isinstance(a, torch.Tensor)]
+    leaves = [a for a in arguments[:8] if isinstance(a, torch.Tensor)]
     outputs = torch.ops.fastrnn.layer_forward(*arguments)[: 3 if cell == "lstm" else 2]
     upstream = [torch.randn_like(output) for output in outputs]
     once = torch.autograd.grad(outputs, leaves, upstream, retain_graph=True)

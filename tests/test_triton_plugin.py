@@ -85,6 +85,50 @@ def test_what_makes_a_call_longer_makes_its_estimate_larger():
     assert both < 1.3 * base
 
 
+@pytest.mark.parametrize(
+    ("changes", "layers"),
+    [
+        ({}, 2),
+        ({"num_layers": 4}, 4),
+        ({"num_layers": 4, "needs_grad": True}, 4),
+        ({"num_layers": 5, "hidden_size": 640}, 3),  # what fits
+        ({"hidden_size": 1024}, 1),
+        ({"batch": 256}, 1),  # every multiprocessor is busy with one layer
+        ({"hidden_size": 768, "needs_grad": True}, 2),
+        ({"bidirectional": True}, 1),
+        ({"dropout": 0.5}, 1),
+        ({"needs_grad": True, "recompute": 50}, 1),
+        ({"arch": "gfx942"}, 1),  # where programs cannot wait for each other
+        ({"device": "cpu", "arch": ""}, 1),
+        ({"seq_len": None, "batch": None, "compiling": True, "hidden_size": 128}, 2),
+    ],
+    ids=str,
+)
+def test_layers_run_at_once_where_the_model_says_it_pays(changes, layers):
+    assert cost.layers_at_once(request(num_layers=2)._replace(**changes)) == layers
+
+
+def test_an_estimate_counts_layers_that_run_at_once():
+    one, two = (cost.estimate(request(num_layers=n, seq_len=1000)) for n in (1, 2))
+    assert two.seconds < 1.4 * one.seconds
+    assert "of 2 layers at once" in two.why
+    apart = cost.estimate(request(num_layers=2, seq_len=1000, dropout=0.5))
+    assert apart.seconds > 1.4 * two.seconds
+
+
+def test_what_was_measured_decides_over_layers_at_once(h200):
+    """All or none, since a measured time must not compete with an optimistic estimate."""
+    asked = request(num_layers=2)
+    assert cost.layers_at_once(asked) == 2
+    tuned.remember(cost.key(asked, "forward"), Found(GRID, 5.0))
+    assert cost.layers_at_once(asked) == 1  # the only one that is known
+    assert cost.most_promising(asked) == 2  # for `fastrnn tune` to measure
+    tuned.remember(cost.key(asked, "forward", 2), Found(GRID, 6.0))
+    assert cost.layers_at_once(asked) == 2  # two layers in 6 us, not in 10
+    tuned.remember(cost.key(asked, "forward", 2), Found(GRID, 11.0))
+    assert cost.layers_at_once(asked) == 1
+
+
 def test_found_configurations_are_kept_for_the_next_process(h200):
     assert tuned.lookup(KEY) is None
     others = [

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fastrnn.backend import LayerOutput, OutputGradients, Recurrence, RecurrenceBackend
-from fastrnn_reference import cost, elman, lstm
+from fastrnn_reference import chain, cost, elman, lstm
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,6 +37,8 @@ class ReferenceBackend(RecurrenceBackend):
 
     def recurrence_forward(self, gates_x: Tensor, weight_hh: Tensor, layer: Layer) -> LayerOutput:
         """Run the time loop, a group after the other."""
+        if layer.weight_chain is not None:
+            return chain.forward(self, gates_x, layer.weight_chain, layer)
         steps, batch = gates_x.shape[:2]
         groups, size = layer.groups, layer.h0.shape[-1]
         final_only = layer.final_only and not layer.save
@@ -89,6 +91,8 @@ class ReferenceBackend(RecurrenceBackend):
         wanted: Wanted,
     ) -> Recurrence:
         """Run the time loop backwards, a group after the other."""
+        if layer.weight_chain is not None:
+            return chain.backward(self, grad, layer.weight_chain, layer, saved, wanted)
         steps, batch, groups, _ = output.shape
         d_gates = output.new_empty((steps, batch, groups, weight_hh.shape[1]))
         d_output, d_h_n, d_c_n = grad

@@ -69,6 +69,10 @@ class TritonBackend(RecurrenceBackend):
         """See `fastrnn_triton.cost`."""
         return cost.estimate(request)
 
+    def layers_at_once(self, request: Request) -> int:
+        """As many as are estimated, or were measured, to take the least time."""
+        return cost.layers_at_once(request)
+
     def tune(self, request: Request, progress: Callable[[str], None]) -> None:
         """Time the launch configurations of both passes, and use the fastest from now on."""
         for key, found in search.search(request, progress):
@@ -86,12 +90,20 @@ class TritonBackend(RecurrenceBackend):
 
     def recurrence_forward(self, gates_x: Tensor, weight_hh: Tensor, layer: Layer) -> LayerOutput:
         """In the regime that the planner, or `fastrnn tune` before it, found to be the fastest."""
+        chained = layer.weight_chain is not None
         output, h_n, c_n, gates, cells = _kernels().forward(
             layer.cell, gates_x, weight_hh.contiguous(), layer.h0, layer.c0,
-            reverse=layer.reverse, save=layer.save, keep_output=layer.save or not layer.final_only,
-            overwrite=True, precision=layer.precision, config=_found("forward", layer, gates_x),
+            weight_chain=_contiguous(layer.weight_chain),
+            bias_chain=layer.bias[1:] if chained and layer.bias is not None else None,
+            reverse=layer.reverse, save=layer.save,
+            keep_output=layer.save or chained or not layer.final_only, overwrite=True,
+            precision=layer.precision, config=_found("forward", layer),
         )  # fmt: skip
-        return LayerOutput(output, h_n, c_n, () if gates is None else (gates, cells))
+        saved = () if gates is None else (gates, cells)
+        if chained:
+            saved = (output, *saved) if layer.save else ()
+            output = output[:, :, -1:].contiguous()
+        return LayerOutput(output, h_n, c_n, saved)
 
     def recurrence_backward(
         self,
@@ -103,12 +115,15 @@ class TritonBackend(RecurrenceBackend):
         wanted: Wanted,
     ) -> Recurrence:
         """As forward, in the regime that was planned or found; they need not be the same."""
+        if layer.weight_chain is not None:
+            output, *saved = saved
         gates, cells = (None, None) if layer.c0 is None else saved[:2]
         made = _kernels().backward(
             layer.cell, weight_hh.contiguous(), output, gates, cells, layer.c0,
+            weight_chain=_contiguous(layer.weight_chain),
             d_output=grad.output, d_h_n=grad.h_n, d_c_n=grad.c_n,
-            reverse=layer.reverse, precision=layer.precision,
-            config=_found("backward", layer, output),
+            reverse=layer.reverse, overwrite=layer.overwrite_saved, precision=layer.precision,
+            config=_found("backward", layer),
         )  # fmt: skip
         d_h0 = None
         if wanted.h0:  # dL/dh0 = W_hh^T dgates of the first step
@@ -117,15 +132,20 @@ class TritonBackend(RecurrenceBackend):
         return Recurrence(made.d_gates, d_h0, made.d_c0)
 
 
-def _found(direction: Direction, layer: Layer, like: Tensor) -> LaunchConfig | None:
-    """What `fastrnn tune` has found for such a layer; ``like``: (T, B, G, anything)."""
-    arch = arch_of(like.device) if like.device.type == "cuda" else ""
-    T, B, G, _ = like.shape
+def _found(direction: Direction, layer: Layer) -> LaunchConfig | None:
+    """What `fastrnn tune` has found for such a layer."""
+    x = layer.x
+    arch = arch_of(x.device) if x.device.type == "cuda" else ""
     return tuned.lookup(
         tuned.Key.of(
-            direction, arch, layer.cell, like.dtype, layer.precision, layer.hidden_size, B, G, T
+            direction, arch, layer.cell, x.dtype, layer.precision, layer.hidden_size,
+            x.shape[1], layer.groups, x.shape[0], chained=layer.weight_chain is not None,
         )
-    )
+    )  # fmt: skip
+
+
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
 
 
 def _kernels() -> Any:

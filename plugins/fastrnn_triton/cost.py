@@ -10,10 +10,13 @@ import torch
 from fastrnn.precision import arch_of
 from fastrnn.request import Cost
 from fastrnn.roofline import recurrent_weights, rows, steps
+from fastrnn_triton import tuned
 
 if TYPE_CHECKING:
     from fastrnn.request import Request
     from fastrnn_kernels import DeviceLimits, Problem
+    from fastrnn_kernels.configs import Direction
+    from fastrnn_kernels.plan import Plan
 
 CALL = 60e-6
 """Seconds of a call beside its steps: Python and the launches around the loop."""
@@ -26,6 +29,8 @@ UNMEASURED = 4.0
 """How much worse the kernels are taken to be until they have run on a GPU: `auto` then prefers
 torch's path wherever that is at all good, and these kernels only where it is hopeless. What
 `fastrnn tune` measures on a machine takes the place of all this."""
+MOST_AT_ONCE = 8
+"""Layers that are considered to be run at once; more fit only if they are tiny."""
 INTERPRETER_STEP = 5e-3
 """Seconds of a step in the interpreter, which exists to test and never to win."""
 
@@ -34,44 +39,126 @@ def estimate(request: Request) -> Cost:
     """The planned regimes' steps, and the products around them, times a penalty."""
     if request.device == "cpu":
         return Cost(steps(request) * INTERPRETER_STEP, "the interpreter, for tests")
-    from fastrnn_kernels import plan
-    from fastrnn_kernels.plan import steps_class
-
-    limits, count = limits_of(request.arch), steps(request)
-    # Steps of one run of the kernels, and how many runs a pass is.
-    once = count // request.num_layers
-    if request.needs_grad and request.recompute:
-        once = min(once, request.recompute)
-    runs = -(-count // once)
-    chosen = plan(problem(request, "forward"), limits, steps=steps_class(once))
-    forward = runs * chosen.estimate.start + count * chosen.estimate.step
-    seconds = CALL + forward + around(request) * (3 if request.needs_grad else 1)
+    at_once = layers_at_once(request)
+    chosen = planned(request, "forward", at_once)
+    forward = _loops(request, at_once, "forward", measured=False) or 0.0
+    seconds = CALL + forward + around(request, at_once) * (3 if request.needs_grad else 1)
     why = f"{chosen.config.regime} regime, {chosen.estimate.step * 1e6:.1f} us a step"
     if request.needs_grad:
-        back = plan(problem(request, "backward"), limits, steps=steps_class(once)).estimate
-        seconds += runs * back.start + count * back.step
+        seconds += _loops(request, at_once, "backward", measured=False) or 0.0
+        back = planned(request, "backward", at_once).estimate
         why += f" and {back.step * 1e6:.1f} us back"
+    if at_once > 1:
+        why += f" of {at_once} layers at once"
     if request.needs_grad and request.recompute:
         # Each chunk has its calls, and those of a cell with gates to save run forward twice.
+        runs = -(-steps(request) // steps_of_a_run(request))
         seconds += 2 * runs * CALL + (forward if request.cell == "lstm" else 0.0)
     return Cost(seconds * UNMEASURED, f"{why}, x{UNMEASURED:g}: unmeasured")
 
 
-def problem(request: Request, direction: str) -> Problem:
-    """A layer of the request as the kernels see it."""
+def layers_at_once(request: Request) -> int:
+    """How many layers at a time take the least time, measured by `fastrnn tune` or estimated.
+
+    What was measured competes with what was measured, estimates with estimates.
+    """
+    if request.device == "cpu":  # the interpreter does nothing at the same time
+        return 1
+    is_known = _seconds(request, 1, measured=True) is not None
+    return _least(request, 1, measured=is_known)
+
+
+def most_promising(request: Request) -> int:
+    """How many layers at a time, more than one, are estimated to take the least; 1: none can."""
+    return _least(request, 2, measured=False)
+
+
+def _least(request: Request, least: int, *, measured: bool) -> int:
+    if not request.stacks_plainly:
+        return 1
+    counts = range(least, min(request.num_layers, MOST_AT_ONCE) + 1)
+    found = {count: _seconds(request, count, measured=measured) for count in counts}
+    known = {count: seconds for count, seconds in found.items() if seconds is not None}
+    return min(known, key=known.__getitem__, default=1)
+
+
+def _seconds(request: Request, at_once: int, *, measured: bool) -> float | None:
+    """Of the time loops of a stack, and the products before them; None if it cannot be known."""
+    total = around(request, at_once)
+    for direction in ("forward", "backward") if request.needs_grad else ("forward",):
+        loops = _loops(request, at_once, direction, measured=measured)
+        if loops is None:
+            return None
+        total += loops
+    return total
+
+
+def _loops(request: Request, at_once: int, direction: Direction, *, measured: bool) -> float | None:
+    """Seconds of one direction's time loops, `at_once` layers at a time."""
+    total = 0.0
+    once = steps_of_a_run(request)
+    runs = -(-steps(request) // request.num_layers // once)  # of a layer
+    for first in range(0, request.num_layers, at_once):
+        layers = min(at_once, request.num_layers - first)
+        try:
+            estimate = planned(request, direction, layers).estimate
+        except ValueError:  # so many layers do not fit
+            return None
+        step = estimate.step
+        if measured:
+            found = tuned.find(key(request, direction, layers))
+            if found is None:
+                return None
+            step = found.microseconds * 1e-6
+        # The last layer is behind the first by a step each.
+        total += runs * (estimate.start + (once + layers - 1) * step)
+    return total
+
+
+def steps_of_a_run(request: Request) -> int:
+    """Steps of one run of the kernels: T, or those of a chunk."""
+    T = steps(request) // request.num_layers
+    return min(T, request.recompute) if request.needs_grad and request.recompute else T
+
+
+def planned(request: Request, direction: Direction, layers: int = 1) -> Plan:
+    """What the planner would do for so many layers at once.
+
+    Raises:
+        ValueError: they do not fit.
+    """
+    from fastrnn_kernels import plan
+    from fastrnn_kernels.plan import steps_class
+
+    few = steps_class(steps_of_a_run(request))
+    return plan(problem(request, direction, layers), limits_of(request.arch), steps=few)
+
+
+def problem(request: Request, direction: Direction, layers: int = 1) -> Problem:
+    """A layer of the request as the kernels see it, or several that are run at once."""
     from fastrnn_kernels import Problem
 
     return Problem.of(
-        "forward" if direction == "forward" else "backward",
-        request.gates, request.hidden_size, rows(request), request.directions, request.dtype,
-        request.precision, request.cell == "lstm",
+        direction, request.gates, request.hidden_size, rows(request),
+        layers * request.directions, request.dtype, request.precision, request.cell == "lstm",
+        chained=layers > 1,
     )  # fmt: skip
 
 
-def around(request: Request) -> float:
-    """Seconds of a pass's input projection, one large product a layer."""
+def key(request: Request, direction: Direction, layers: int = 1) -> tuned.Key:
+    """What `fastrnn tune` finds a configuration for."""
+    return tuned.Key.of(
+        direction, request.arch, request.cell, request.dtype, request.precision,
+        request.hidden_size, rows(request), layers * request.directions,
+        steps_of_a_run(request), chained=layers > 1,
+    )  # fmt: skip
+
+
+def around(request: Request, at_once: int = 1) -> float:
+    """Seconds of a pass's input projections, large products of those that are not in the loops."""
     hidden, directions = request.hidden_size, request.directions
-    inputs = request.input_size + (request.num_layers - 1) * hidden * directions
+    products = -(-request.num_layers // at_once)
+    inputs = request.input_size + (products - 1) * hidden * directions
     multiply_adds = steps(request) // request.num_layers * rows(request) * inputs
     multiply_adds *= recurrent_weights(request) // hidden
     ieee = request.dtype.itemsize == 4 and request.precision == "ieee"

@@ -39,6 +39,8 @@ class Key(NamedTuple):
     G: int
     steps: int
     """T as far as a plan depends on it: few steps are not worth loading weights for."""
+    chained: bool
+    """The groups are layers that are run at once."""
 
     @classmethod
     def of(
@@ -52,6 +54,8 @@ class Key(NamedTuple):
         B: int,
         G: int,
         T: int,
+        *,
+        chained: bool = False,
     ) -> Key:
         """Precision counts for float32 alone."""
         from fastrnn_kernels.plan import steps_class
@@ -59,7 +63,7 @@ class Key(NamedTuple):
         kind = str(dtype).removeprefix("torch.")
         if kind != "float32":
             precision = "ieee"
-        return cls(direction, arch, cell, kind, precision, H, B, G, steps_class(T))
+        return cls(direction, arch, cell, kind, precision, H, B, G, steps_class(T), chained)
 
 
 class Found(NamedTuple):
@@ -76,8 +80,13 @@ _found: dict[str, dict[Key, Found]] = {}
 
 def lookup(key: Key) -> LaunchConfig | None:
     """The configuration that was found for `key`, or None."""
-    found = _of(key.arch).get(key)
+    found = find(key)
     return None if found is None else found.config
+
+
+def find(key: Key) -> Found | None:
+    """What was found for `key`, or None."""
+    return _of(key.arch).get(key)
 
 
 def remember(key: Key, found: Found) -> None:

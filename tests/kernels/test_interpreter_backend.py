@@ -17,8 +17,9 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     )
 
 import fastrnn
-from fastrnn import functional, testing
+from fastrnn import dispatch, functional, testing
 from fastrnn.request import GATES, Spec
+from fastrnn_triton.backend import TritonBackend
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -80,6 +81,38 @@ def test_recomputed_gradients_are_the_same(kind):
         found.append([own.grad, *(weight.grad for weight in layer.parameters())])
     for got, want in zip(found[1], found[0], strict=True):
         torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, *DTYPES], ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "nobias"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_layers_at_once(cell, bias, dtype, monkeypatch):
+    """Five layers as 3 and 2, each a launch."""
+    monkeypatch.setattr(TritonBackend, "layers_at_once", lambda self, request: 3)
+    dispatch.clear_cache()
+    spec = Spec(cell, 3, 5, num_layers=5, bias=bias)
+    problem = testing.random_problem(spec, 4, 3, dtype=dtype)
+    got = testing.run(problem, backend="triton")
+    # A layer's rounding is the next one's input, five times.
+    testing.assert_close(got, testing.truth(problem), testing.tolerance(dtype, 4 * 5))
+    dispatch.clear_cache()
+
+
+def test_layers_at_once_without_gradients_or_output(monkeypatch):
+    whole = fastrnn.LSTM(3, 5, num_layers=2, backend="triton")
+    x = torch.randn(4, 2, 3)
+    with torch.no_grad():
+        output, want = whole(x)
+        monkeypatch.setattr(TritonBackend, "layers_at_once", lambda self, request: 2)
+        dispatch.clear_cache()
+        chained, got = whole(x)
+        whole.final_only = True
+        nothing, final = whole(x)
+    dispatch.clear_cache()
+    assert nothing is None
+    torch.testing.assert_close(chained, output)
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(final, want)
 
 
 @pytest.mark.parametrize("kind", [fastrnn.LSTM, fastrnn.RNN])

@@ -21,7 +21,7 @@ import fastrnn
 import fastrnn_kernels as kernels
 from fastrnn import testing
 from fastrnn.request import Request, Spec
-from fastrnn_triton import search, tuned
+from fastrnn_triton import cost, search, tuned
 
 T, B, H = 2, 3, 20
 REQUEST = Request(
@@ -38,7 +38,7 @@ def ran(monkeypatch):
     forward = kernels.forward
 
     def spy(*arguments, **options):
-        configs.append(options.get("config"))
+        configs.append(options.get("config"))  # None: the planner's choice
         return forward(*arguments, **options)
 
     monkeypatch.setattr(kernels, "forward", spy, raising=False)
@@ -60,10 +60,10 @@ def look(ran, seconds, monkeypatch=None):
 def test_the_fastest_is_found_and_every_regime_is_tried(ran):
     wanted = kernels.ResidentConfig(16, 32, num_warps=8)
     key, found, lines = look(ran, lambda config: 1e-6 if config == wanted else 2e-6)
-    assert key == tuned.Key("forward", "", "lstm", "float32", "tf32", H, B, 2, T)
+    assert key == tuned.Key("forward", "", "lstm", "float32", "tf32", H, B, 2, T, False)
     assert found.config == wanted
     assert found.microseconds == pytest.approx(1.0 / T)
-    assert {config.regime for config in ran} == {"resident", "grid", "step"}
+    assert {config.regime for config in ran if config} == {"resident", "grid", "step"}
     assert lines[0].startswith("triton forward: 1 of ")
     assert "us a step with ResidentConfig" in lines[-1]
 
@@ -73,7 +73,8 @@ def test_the_way_back_is_searched_where_gradients_are_asked_for(ran, monkeypatch
     backward = kernels.backward
 
     def spy(*arguments, **options):
-        configs.append(options["config"])
+        if options.get("config") is not None:
+            configs.append(options["config"])
         return backward(*arguments, **options)
 
     monkeypatch.setattr(kernels, "backward", spy, raising=False)
@@ -96,9 +97,47 @@ def test_the_way_back_is_searched_where_gradients_are_asked_for(ran, monkeypatch
 
     request = REQUEST._replace(needs_grad=True, hidden_size=32, bidirectional=False)
     _, (key, found) = search.search(request, lambda line: None, device="cpu", clock=clock)
-    assert key == tuned.Key("backward", "", "lstm", "float32", "tf32", 32, B, 1, T)
+    assert key == tuned.Key("backward", "", "lstm", "float32", "tf32", 32, B, 1, T, False)
     assert {config.regime for config in configs} == {"resident", "grid", "step"}
     assert found.config == wanted
+
+
+def test_layers_at_once_are_searched_too(ran, monkeypatch):
+    """In both passes, and against the layers run one after another."""
+    monkeypatch.setattr(cost, "most_promising", lambda request: 3)
+    planning = sys.modules["fastrnn_kernels.plan"]
+    every = planning.candidates
+    few = {
+        "forward": [kernels.GridConfig(16, 4, 16, lanes=1, ahead=1, num_warps=4)],
+        "backward": [kernels.GridConfig(16, 8, 16, lanes=1, ahead=1, splits=2, num_warps=4)],
+    }
+
+    def candidates(problem, limits, regime="step"):
+        return few[problem.direction] if problem.chained else every(problem, limits, regime)
+
+    monkeypatch.setattr(planning, "candidates", candidates)
+    request = REQUEST._replace(
+        num_layers=4, needs_grad=True, hidden_size=32, bidirectional=False, precision="ieee"
+    )
+    lines = []
+    found = dict(search.search(request, lines.append, device="cpu", clock=lambda call: 1e-6))
+    chained = {key.direction: found[key].config for key in found if key.chained}
+    assert {key.G for key in found if key.chained} == {3}
+    assert chained == {direction: configs[0] for direction, configs in few.items()}
+    assert any("forward, 3 layers at once" in line for line in lines)
+    assert len(found) == 4
+    # What is wrong about several layers alone is seen.
+    sound = kernels.backward
+
+    def faulty(*arguments, weight_chain=None, **options):
+        made = sound(*arguments, weight_chain=weight_chain, **options)
+        if weight_chain is not None:
+            made.d_gates[0, 0, 0, 0] += 0.1
+        return made
+
+    monkeypatch.setattr(kernels, "backward", faulty, raising=False)
+    with pytest.raises(RuntimeError, match=r"no launch configuration .* was right backward"):
+        list(search.search(request, lines.append, device="cpu", clock=lambda call: 1e-6))
 
 
 def test_one_that_is_wrong_or_fails_or_wavers_is_left_out(ran, monkeypatch):
@@ -107,6 +146,8 @@ def test_one_that_is_wrong_or_fails_or_wavers_is_left_out(ran, monkeypatch):
 
     def faulty(*arguments, config=None, **options):
         made = sound(*arguments, config=config, **options)
+        if config is None:
+            return made
         calls[config] = calls.get(config, 0) + 1
         if config.regime == "resident":
             made.output[0, 0, 0, 0] += 0.1
@@ -127,7 +168,7 @@ def test_one_that_is_wrong_or_fails_or_wavers_is_left_out(ran, monkeypatch):
 
 def test_the_backend_runs_what_was_found(ran, monkeypatch):
     config = kernels.GridConfig(16, 4, 16, lanes=1, ahead=1, num_warps=2)
-    key = tuned.Key("forward", "", "lstm", "float32", "ieee", H, B, 2, T)
+    key = tuned.Key("forward", "", "lstm", "float32", "ieee", H, B, 2, T, False)
     monkeypatch.setitem(tuned._found, "", {key: tuned.Found(config, 1.0)})
     problem = testing.random_problem(
         Spec("lstm", 4, H, bidirectional=True), T, B, dtype=torch.float32
