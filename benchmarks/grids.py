@@ -41,6 +41,9 @@ def issue_cases(mode: str) -> list[Case]:
         *every(small, [16] if forward else [], [128]),
         *every([256, 512], [16], [128], both=True),
         *every([256, 512], [16], [128], layers=2),
+        *of("lstm rnn_tanh", "bfloat16", [768], [16], [128], layers=2),
+        *of("lstm", "bfloat16", [256], [16], [128], layers=4),
+        *of("lstm rnn_tanh", "bfloat16", [512], [16], [1024], layers=2),
         *every(large, [16, 64], [1024]),
         *every(large, [8, 32, 128], [128]),
         *every(small, [64] if forward else [], [128]),
@@ -66,7 +69,7 @@ def summary(cases: Sequence[dict[str, Any]]) -> dict[str, Any]:
     over_peer, behind, far, larger = [], [], [], []
     for found in cases:
         rows = {row["implementation"]: row for row in found["rows"]}
-        # the row of the regime that `auto` takes
+        # the row of what `auto` takes
         row = next((row for row in found["rows"] if row["auto"]), None)
         if row is None or row["speedup"] is None:
             continue
@@ -101,7 +104,7 @@ def faults(cases: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def line(found: dict[str, Any]) -> str:
-    """A case in one line: time and memory of each, with speed-up and prediction of the regimes."""
+    """A case in one line: time and memory of each, with speed-up and prediction of ours."""
     texts = []
     for row in found["rows"]:
         if row["median_s"] is None:

@@ -1,4 +1,4 @@
-"""One case of `benchmarks/regimes.py`: every regime checked, timed and predicted.
+"""One case of `benchmarks/regimes.py`: every implementation checked, timed and predicted.
 
 A result is checked before it is timed, for at most CHECKED rows of the batch (the first, the last,
 some between) in all steps, against the reference backend in float64 on the GPU, which
@@ -7,8 +7,8 @@ root mean square far beyond torch.nn's own. In training only those rows get a gr
 so that every other row's must be exactly zero and the weights' are those of the checked rows; the
 call is otherwise the one that is timed, where all rows get one. All of that must be finite.
 
-Calls go round as many inputs as fill L2 twice, so that none finds its own there; torch.nn and the
-regimes take turns in random order, and figures are medians by CUDA events (`fastrnn.bench`). Peak
+Calls go round as many inputs as fill L2 twice, so that none finds its own there; torch.nn and ours
+take turns in random order, and figures are medians by CUDA events (`fastrnn.bench`). Peak
 memory is what a call takes on top of weights and inputs, its results among it.
 """
 
@@ -26,8 +26,8 @@ from torch import nn
 
 import fastrnn_kernels
 from benchmarks import peer
-from benchmarks.outlook import DIRECTIONS, candidates, chosen, floor, outlook
-from fastrnn import bench, testing
+from benchmarks.outlook import AUTO, DIRECTIONS, LAYERS, candidates, chosen, floor, outlook
+from fastrnn import bench, stack, testing
 from fastrnn.bench_cases import BASELINE, Case, baseline, layer
 from fastrnn.discovery import describe
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from fastrnn.request import Spec
     from fastrnn_kernels.model import Rates
 
 CHECKED = 8
@@ -44,7 +45,11 @@ COLD_BYTES = 120_000_000
 """Twice the 60 MB that an H200's L2 holds at the most."""
 PRODUCTS = "products"
 """Those around the steps alone, which every implementation does beside them: W_ih x + b, and in
-training dx, dW_ih, dW_hh and db."""
+training dx, dW_ih, dW_hh and db, of every layer."""
+FEWER = "products of layers at once"
+"""Those beside the steps of all layers at once, timed on their own: W_ih x + b and dx are of the
+first layer, those of the others being made within the steps; dW_ih, dW_hh and db are of every layer
+as ever."""
 FURTHER = 4
 """How many times torch.nn's root mean square error is still right: it sums in another order, and
 may round where we do not. Twice is what `tests/kernels/test_gpu_accuracy.py` asks for."""
@@ -73,24 +78,35 @@ class Truth(NamedTuple):
 
 
 @contextlib.contextmanager
-def only(regime: Any) -> Iterator[None]:
-    """Within it, the `triton` backend runs this regime; its public interface chooses by itself.
+def only(name: str) -> Iterator[None]:
+    """Within it, the `triton` backend runs this regime layer by layer, or all layers at once.
 
-    Entered in every timed call, hence by hand: `unittest.mock` takes several microseconds.
+    Its public interface chooses by itself, and so does the dispatcher, for `stack.run`. Entered in
+    every timed call, hence by hand: `unittest.mock` takes several microseconds.
     """
     from fastrnn_kernels import launch
 
+    whole = name == LAYERS
+    run = stack.run
+
+    def run_layers(spec: Spec, *arguments: Any, **options: Any) -> tuple[Tensor, ...]:
+        options["at_once"] = spec.num_layers if whole else 1
+        return run(spec, *arguments, **options)
+
     names = vars(fastrnn_kernels)
-    before = {name: names.pop(name, None) for name in ("forward", "backward")}
-    for name in before:
-        names[name] = functools.partial(getattr(launch, name), regime=regime)
+    before = {each: names.pop(each, None) for each in ("forward", "backward")}
+    regime = AUTO if whole else name
+    for each in before:
+        names[each] = functools.partial(getattr(launch, each), regime=regime)
+    vars(stack)["run"] = run_layers
     try:
         yield
     finally:
-        for name, value in before.items():
-            del names[name]
+        vars(stack)["run"] = run
+        for each, value in before.items():
+            del names[each]
             if value is not None:
-                names[name] = value
+                names[each] = value
 
 
 @contextlib.contextmanager
@@ -120,9 +136,8 @@ def measure(case: Case, repeats: int, rates: Rates) -> list[dict[str, Any]]:
     """
     with tf32():
         rows = timed(case, repeats)
-    bench.compare_rows([row for row in rows if row.implementation != PRODUCTS])
-    products = next(row.median for row in rows if row.implementation == PRODUCTS)
-    assert products is not None
+    bench.compare_rows([row for row in rows if row.implementation not in (PRODUCTS, FEWER)])
+    medians = {row.implementation: row.median for row in rows}
     records = []
     for row in rows:
         record = {**row.record(), "samples_s": row.samples}
@@ -131,14 +146,16 @@ def measure(case: Case, repeats: int, rates: Rates) -> list[dict[str, Any]]:
         if row.implementation in candidates(case):
             expected = outlook(case, row.implementation, rates)
             if expected.passes:
+                around = medians[FEWER if row.implementation == LAYERS else PRODUCTS]
+                assert around is not None
                 record["passes"] = [
                     {"direction": direction, "config": str(config), "parts_us": found.parts}
                     for direction, (config, found) in zip(
                         DIRECTIONS[case.mode], expected.passes, strict=True
                     )
                 ]
-                record["predicted_s"] = products + case.layers * expected.seconds(case.T)
-                record["floor_s"] = products + case.layers * floor(expected, case)
+                record["predicted_s"] = around + expected.seconds()
+                record["floor_s"] = around + floor(expected, case)
         records.append(record)
     return records
 
@@ -167,12 +184,15 @@ def timed(case: Case, repeats: int) -> list[Row]:
                 turns.append((row, call_in_turn))
         except Exception as error:  # a regime's bug is a line of the table
             row.status, row.reason = "failed", f"raised {describe(error)}"
-    row = Row(case, PRODUCTS)
-    rows.append(row)
     d_gates = None
     if upstream is not None:
         d_gates = torch.randn(case.T * case.B, case.spec.gates * case.H).to(sets[0])
-    turns.append((row, in_turn(functools.partial(products_around, case, weights), sets, d_gates)))
+    fewer = LAYERS in candidates(case) and not reason_against(case, LAYERS)
+    for name in (PRODUCTS, FEWER) if fewer else (PRODUCTS,):
+        row = Row(case, name)
+        rows.append(row)
+        products = functools.partial(products_around, case, weights, name == FEWER)
+        turns.append((row, in_turn(products, sets, d_gates)))
     for _, call_in_turn in turns:
         for _ in range(bench.WARM_UP):
             call_in_turn()
@@ -227,7 +247,7 @@ def some_rows(upstream: Tensor | None, rows: Tensor) -> Tensor | None:
 def caller(module: nn.Module, name: str) -> Callable[[Tensor, Tensor | None], testing.Result]:
     """A forward pass without gradients, or with an upstream gradient a step of training.
 
-    In the regime of that name, if it is one.
+    As `only` has it of that name, if it is one of ours.
     """
     leaves = dict(module.named_parameters())
     ours = name not in (BASELINE, peer.PEER)
@@ -262,15 +282,21 @@ def in_turn(
 
 
 def products_around(
-    case: Case, weights: Sequence[Tensor], x: Tensor, d_gates: Tensor | None
+    case: Case, weights: Sequence[Tensor], fewer: bool, x: Tensor, d_gates: Tensor | None
 ) -> None:
-    """The products of every layer and direction; all inputs are as wide as x, and so is h."""
+    """The products of every layer and direction; all inputs are as wide as x, and so is h.
+
+    Or with ``fewer`` those beside layers at once; see `FEWER`.
+    """
     with torch.no_grad():
         for slot in range(case.layers * case.spec.directions):
             W_ih, _, b_ih, _ = weights[4 * slot : 4 * slot + 4]
-            nn.functional.linear(x, W_ih, b_ih)
+            within = fewer and slot > 0
+            if not within:
+                nn.functional.linear(x, W_ih, b_ih)
             if d_gates is not None:
-                d_gates @ W_ih
+                if not within:
+                    d_gates @ W_ih
                 d_gates.T @ x.flatten(0, 1)
                 d_gates.T @ x.flatten(0, 1)
                 d_gates.sum(0)

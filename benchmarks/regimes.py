@@ -1,23 +1,25 @@
-"""Whole layers in every regime against torch.nn, over the grids of the project's targets.
+"""Whole layers in every way we have against torch.nn, over the grids of the project's targets.
 
     python -m benchmarks.regimes --mode train --out FILE --rates EXCHANGE_JSON --seconds 500
     python -m benchmarks.regimes --mode forward --dry-run
 
 ``forward`` is a pass without gradients, ``train`` a forward and a backward pass with the gradients
 of the input and of all weights. LSTM and RNN (tanh), bfloat16 and float32 (TF32 on both sides), H
-256 to 1536, B 8 to 128, T 128 and 1024; cuDNN's best case; two directions; two layers; forward also
-small and odd H. Beside torch.nn stand the `triton` backend in each regime that can run the case,
-the one that `auto` takes marked * (or `auto` itself, where its two passes run in different ones),
-and the products around the steps alone, which all of them include; FlashRNN where `peer.py` says
-so, if it is installed. Which cases in which order: `grids.py`; how one is measured: `one_case.py`.
+256 to 1536, B 8 to 128, T 128 and 1024; cuDNN's best case; two directions; two layers and four;
+forward also small and odd H. Beside torch.nn stand the `triton` backend in each regime that can run
+the case, layer by layer (and `auto` as the kernels have it, where a layer's two passes run in
+different ones), and with all layers of a stack at once; what it takes by itself is marked *. Then
+the products around the steps alone, which all of them include, those of layers at once being fewer;
+FlashRNN where `peer.py` says so, if it is installed. Which cases in which order: `grids.py`; how
+one is measured: `one_case.py`.
 
-By the model and by what is published of torch.nn (7 to 15 us a step), the 281 forward cases take
-about four minutes and their 200 kernels half a minute on 16 cores, the 233 of training six
-and a half, and theirs one and a half; ``--dry-run`` says it anew. The first 81 forward cases, a
-minute, and the first 57 of training, as long, see every kind at T = 128.
+By the model and by what is published of torch.nn (7 to 15 us a step), the 286 forward cases take
+about four minutes and their 250 kernels half a minute on 16 cores, the 238 of training not quite
+seven, and theirs one and a half; ``--dry-run`` says it anew. The first 84 forward cases, a minute,
+and the first 60 of training, as long, see every kind at T = 128.
 
 ``predicted`` is the model's time plus that of the products, measured; ``floor`` the same of those
-parts that no kernel of that regime can do without; by the rates of ``--rates``, which
+parts that no kernel of that kind can do without; by the rates of ``--rates``, which
 `benchmarks.exchange` wrote, else by published ones. ``peak`` is the memory of a call.
 
 The file is written after every case. A case that it already holds is not measured again, so that a
@@ -208,8 +210,9 @@ def warm(cases: Sequence[Case], processes: int) -> None:
     for case in cases:
         for name in outlook.candidates(case):
             passes = outlook.outlook(case, name).passes
-            # what kernels are compiled for: neither T nor B nor how many layers there are
-            sizes = case.cell, case.dtype, case.H, case.bidirectional
+            # what kernels are compiled for: neither T nor B nor how many layers there are, but
+            # whether they run at once
+            sizes = case.cell, case.dtype, case.H, case.bidirectional, name == outlook.LAYERS
             kinds = zip(outlook.DIRECTIONS[case.mode], passes, strict=False)
             blocks = [
                 (direction, config.regime, config.num_warps, *config.blocks(direction).items())
@@ -229,7 +232,9 @@ def warm(cases: Sequence[Case], processes: int) -> None:
 
 def compile_one(case: Case, name: str) -> str:
     """One call of a case; what went wrong, if anything."""
-    case = case._replace(T=min(case.T, 128), layers=1)
+    # layers at once are planned for as many; of others one is like the next
+    layers = case.layers if name == outlook.LAYERS else 1
+    case = case._replace(T=min(case.T, 128), layers=layers)
     upstream = one_case.upstream_of(case)
     x = torch.zeros(case.T, case.B, case.I, dtype=case.torch_dtype, device=case.device)
     x.requires_grad_(upstream is not None)

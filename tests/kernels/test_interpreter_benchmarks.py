@@ -9,6 +9,7 @@ import os
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 pytest.importorskip("triton", reason="needs Triton (pip install 'fastrnn[triton]')")
 if os.environ.get("TRITON_INTERPRET") != "1":
@@ -19,10 +20,15 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 
 import fastrnn_kernels
 from benchmarks import exchange, one_case, outlook, regimes, sanitize
-from fastrnn.bench_cases import Case
+from benchmarks.outlook import LAYERS
+from fastrnn import stack
+from fastrnn.bench_cases import Case, layer
 from fastrnn_kernels import launch
 from fastrnn_kernels.model import Rates
+from fastrnn_kernels.plan import REGIMES
+from fastrnn_triton.backend import TritonBackend
 
+RUN = stack.run
 CASE = Case("lstm", "forward", 3, 11, 8, 8, 1, False, "float32", "cpu")
 
 
@@ -74,18 +80,23 @@ def test_a_barrier_that_opens_too_early_is_an_error(monkeypatch):
     [
         {},
         {"cell": "rnn_tanh", "layers": 2},
+        {"layers": 3, "T": 1},
         {"bidirectional": True},
         {"mode": "train"},
         {"mode": "train", "cell": "rnn_tanh", "layers": 2},
+        {"mode": "train", "layers": 2, "T": 2},
         {"mode": "train", "bidirectional": True, "T": 2},
     ],
-    ids=["lstm", "rnn-layers", "both", "train-lstm", "train-rnn-layers", "train-both"],
+    ids=str,
 )
-def test_a_case_is_checked_timed_and_predicted_in_every_regime(changes):
+def test_a_case_is_checked_timed_and_predicted_in_every_way(changes):
     case = CASE._replace(**changes)
     rows = one_case.measure(case, 2, Rates())
     names = outlook.candidates(case)
-    assert [row["implementation"] for row in rows] == ["torch.nn", *names, "products"]
+    stacked = case.layers > 1 and not case.bidirectional
+    assert (LAYERS in names) == stacked
+    products = ["products", *["products of layers at once"] * stacked]
+    assert [row["implementation"] for row in rows] == ["torch.nn", *names, *products]
     assert {row["status"] for row in rows} == {"ok"}, [row["reason"] for row in rows]
     assert [len(row["samples_s"]) for row in rows] == [2] * len(rows)
     own = [row for row in rows if row["implementation"] in names]
@@ -93,19 +104,90 @@ def test_a_case_is_checked_timed_and_predicted_in_every_regime(changes):
     compared = 1 + len(outlook_states(case))
     if case.mode == "train":
         compared += 1 + 4 * case.layers * case.spec.directions  # x and the weights
+    medians = {row["implementation"]: row["median_s"] for row in rows}
     for row in own:
+        name = row["implementation"]
         assert row["speedup"] > 0
+        around, expected = medians[products[name == LAYERS]], outlook.outlook(case, name)
+        assert row["predicted_s"] == pytest.approx(around + expected.seconds())
+        assert row["floor_s"] == pytest.approx(around + outlook.floor(expected, case))
         assert 0 < row["floor_s"] < row["predicted_s"]
         assert len(row["rms"]) == compared
         assert all(0 < rms < 1e-6 for rms in row["rms"].values())
         assert [each["direction"] for each in row["passes"]] == [*outlook.DIRECTIONS[case.mode]]
+    assert all(row["speedup"] is None for row in rows if row["implementation"] in products)
     json.dumps(rows, allow_nan=False)
     assert fastrnn_kernels.forward is launch.forward
     assert fastrnn_kernels.backward is launch.backward
+    assert stack.run is RUN
 
 
 def outlook_states(case):
     return ["h_n"] if case.cell == "rnn_tanh" else ["h_n", "c_n"]
+
+
+@pytest.mark.parametrize("mode", ["forward", "train"])
+def test_layers_run_at_once_in_their_row_and_in_no_other(mode, monkeypatch):
+    """Whatever the backend would choose: it says that it would, always."""
+    asked, ran, only = [], [], one_case.only
+
+    def noted(name):
+        asked.append(name)
+        return only(name)
+
+    for direction in ("forward", "backward"):
+        original = getattr(launch, direction)
+
+        def watched(*arguments, direction=direction, original=original, **options):
+            ran.append((asked[-1], direction, options["weight_chain"] is not None))
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(launch, direction, watched)
+    monkeypatch.setattr(one_case, "only", noted)
+    monkeypatch.setattr(TritonBackend, "layers_at_once", lambda self, request: request.num_layers)
+    monkeypatch.setattr(outlook, "layers_at_once", lambda request: request.num_layers)
+    case = CASE._replace(mode=mode, T=1, cell="rnn_tanh", layers=2)
+    rows = one_case.measure(case, 1, Rates())
+    assert [row["implementation"] for row in rows if row["auto"]] == [LAYERS]
+    directions = outlook.DIRECTIONS[mode]
+    names = outlook.candidates(case)
+    assert set(ran) == {(name, each, name == LAYERS) for name in names for each in directions}
+
+
+@pytest.mark.parametrize("name", ["step", "auto", LAYERS])
+def test_what_is_forced_is_put_back_after_an_error(name):
+    before = dict(vars(fastrnn_kernels))
+
+    def fail():
+        assert stack.run is not RUN
+        raise RuntimeError("in between")
+
+    with pytest.raises(RuntimeError, match="in between"), one_case.only(name):
+        fail()
+    assert stack.run is RUN
+    assert {**vars(fastrnn_kernels)} == before
+
+
+@pytest.mark.parametrize("mode", ["forward", "train"])
+@pytest.mark.parametrize("name", ["step", LAYERS])
+def test_products_around_are_those_that_a_call_makes(name, mode, monkeypatch):
+    """Their multiply-adds: of chained layers several are one batched product."""
+    made, multiply = [], TritonBackend.matmul
+
+    def counted(self, a, b, add=None, *, precision):
+        made.append(2 * a.numel() * b.shape[-1])
+        return multiply(self, a, b, add, precision=precision)
+
+    monkeypatch.setattr(TritonBackend, "matmul", counted)
+    case = CASE._replace(mode=mode, layers=3)
+    module = layer(case, "triton")
+    x = torch.randn(3, 11, 8).requires_grad_(mode == "train")
+    one_case.caller(module, name)(x, one_case.upstream_of(case))
+    weights = [weight.detach() for weight in module.parameters()]
+    d_gates = torch.randn(33, 32) if mode == "train" else None
+    with FlopCounterMode(display=False) as counter:
+        one_case.products_around(case, weights, name == LAYERS, x, d_gates)
+    assert counter.get_total_flops() == sum(made) > 0
 
 
 def test_auto_has_a_row_of_its_own_where_its_passes_differ(monkeypatch):
@@ -119,8 +201,7 @@ def test_auto_has_a_row_of_its_own_where_its_passes_differ(monkeypatch):
             return original(*arguments, **options)
 
         monkeypatch.setattr(launch, direction, watched)
-    monkeypatch.setattr(outlook, "chosen", lambda case: outlook.AUTO)
-    monkeypatch.setattr(one_case, "chosen", lambda case: outlook.AUTO)
+    monkeypatch.setattr(outlook, "_layer_by_layer", lambda case: outlook.AUTO)
     rows = one_case.measure(CASE._replace(mode="train", T=1, cell="rnn_tanh"), 1, Rates())
     assert [row["implementation"] for row in rows if row["auto"]] == ["auto"]
     assert {direction for direction, regime in ran if regime == "auto"} == {"forward", "backward"}
@@ -152,6 +233,33 @@ def test_a_wrong_regime_gets_no_time_and_the_others_do(name, reason, perturbed):
     assert reason in rows["grid"]["reason"]
     assert (rows["grid"]["samples_s"], rows["grid"]["speedup"]) == ([], None)
     assert rows["step"]["status"] == rows["resident"]["status"] == "ok"
+
+
+def test_wrong_layers_at_once_get_no_time_and_a_row_says_so(perturbed):
+    def change(made):
+        made.output[-1, 0, -1] += 1.0
+        return made
+
+    perturbed("auto", change)  # of chained groups there is one regime
+    case = CASE._replace(cell="rnn_tanh", layers=2, T=1)
+    rows = {row["implementation"]: row for row in one_case.measure(case, 1, Rates())}
+    assert "output off by" in rows[LAYERS]["reason"]
+    assert (rows[LAYERS]["status"], rows[LAYERS]["samples_s"]) == ("wrong", [])
+    assert {rows[name]["status"] for name in REGIMES} == {"ok"}
+
+
+def test_layers_that_do_not_fit_have_a_row_that_says_why(monkeypatch):
+    case = CASE._replace(cell="rnn_tanh", layers=2, T=1)
+    original = outlook.outlook
+
+    def without(case, name, *rates):
+        return outlook.Outlook("no room") if name == LAYERS else original(case, name, *rates)
+
+    monkeypatch.setattr(one_case, "outlook", without)
+    rows = {row["implementation"]: row for row in one_case.measure(case, 1, Rates())}
+    assert (rows[LAYERS]["status"], rows[LAYERS]["reason"]) == ("cannot run", "no room")
+    assert "predicted_s" not in rows[LAYERS]
+    assert one_case.FEWER not in rows
 
 
 @pytest.mark.parametrize(
@@ -235,6 +343,24 @@ def test_compiling_ahead_of_training_compiles_both_passes(perturbed):
     assert regimes.compile_one(case._replace(mode="forward"), "grid") == ""
     told = regimes.compile_one(case, "grid")
     assert told.endswith("float32 grid: raised RuntimeError: out of registers")
+
+
+def test_compiling_layers_at_once_ahead_takes_as_many(monkeypatch):
+    ran = []
+    for direction in ("forward", "backward"):
+        original = getattr(launch, direction)
+
+        def watched(*arguments, direction=direction, original=original, **options):
+            chain = options["weight_chain"]
+            ran.append((direction, 1 if chain is None else 1 + len(chain)))
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(launch, direction, watched)
+    case = CASE._replace(mode="train", cell="rnn_tanh", T=1, layers=3)
+    for name, layers in ((LAYERS, 3), ("grid", 1)):
+        ran.clear()
+        assert regimes.compile_one(case, name) == ""
+        assert ran == [("forward", layers), ("backward", layers)]
 
 
 def test_what_the_sanitizer_looks_at_is_every_kernel(monkeypatch):
