@@ -56,6 +56,7 @@ TESTS = (
     "tests/test_gpu.py",
     "tests/kernels/test_gpu_regimes.py",
     "tests/kernels/test_gpu_exchange.py",
+    "tests/kernels/test_gpu_marks.py",
     "tests/kernels/test_gpu_launches.py",
     "tests/kernels/test_gpu_accuracy.py",
 )

@@ -59,16 +59,19 @@ def store_gates(ptrs, tiles, mask, K: tl.constexpr, H: tl.constexpr):
 
 @triton.jit
 def load_cell(c0, carry, offsets, mask, first):
-    """Read c before a step: from ``c0`` before the first one, as carried before the others."""
+    """Read c before a step: from ``c0`` before the first one, as carried before the others.
+
+    ``first`` is a scalar, or (ROWS, 1) where rows have first steps of their own.
+    """
     given = tl.load(c0 + offsets, mask=mask & first, other=0.0).to(carry.dtype.element_ty)
-    carried = tl.load(carry + offsets, mask=mask & (not first), other=0.0)
+    carried = tl.load(carry + offsets, mask=mask & (first == 0), other=0.0)
     return tl.where(first, given, carried)
 
 
 @triton.jit
 def store_cell(c, carry, c_n, offsets, mask, last):
     """Write c after a step: to ``c_n`` after the last one, carried after the others."""
-    tl.store(carry + offsets, c, mask=mask & (not last))
+    tl.store(carry + offsets, c, mask=mask & (last == 0))
     tl.store(c_n + offsets, c.to(c_n.dtype.element_ty), mask=mask & last)
 
 

@@ -65,6 +65,7 @@ class Spec:
         from_table: the variant for CUDA graphs, of the step regime.
         regime: "step", "resident" or "grid".
         layers: groups that are chained, if there are several.
+        marked: rows have lengths or resets.
     """
 
     cell: str
@@ -76,12 +77,14 @@ class Spec:
     from_table: bool = False
     regime: Regime = "step"
     layers: int = 1
+    marked: bool = False
 
     def __str__(self) -> str:
         """As a test id: ``lstm-forward-bf16-H512-B16-grid``."""
         parts = [self.cell, self.direction, self.dtype, f"H{self.H}", f"B{self.B}"]
         parts += [self.precision] if self.dtype == "fp32" else []
         parts += [f"L{self.layers}"] if self.layers > 1 else []
+        parts += ["marked"] if self.marked else []
         return "-".join([*parts, "table" if self.from_table else self.regime])
 
     @property
@@ -156,7 +159,8 @@ def gate() -> Iterator[Spec]:
     Step regime: odd H (masks, narrow loads), tiles from the smallest to the largest (H = 4096, B =
     1024 gives every multiprocessor plenty), ordinary cores (ieee) and tensor cores, with the
     point-wise part of each cell in each direction. On chip: from one program to all of them, one
-    batch tile and several, what just fits, and layers that are run at the same time.
+    batch tile and several, what just fits, layers that are run at the same time, and rows with
+    lengths or resets.
     """
     directions: tuple[Direction, ...] = ("forward", "backward")
     for direction in directions:
@@ -208,7 +212,18 @@ def gate() -> Iterator[Spec]:
         ("rnn_tanh", "bf16", 1024, 64, "ieee", 2),
         ("rnn_relu", "fp32", 200, 16, "tf32x3", 2),
     )
+    marked: tuple[tuple[Regime, str, str, int, int, str], ...] = (
+        ("step", "lstm", "bf16", 1024, 256, "ieee"),
+        ("grid", "lstm", "bf16", 512, 16, "ieee"),
+        ("grid", "lstm", "bf16", 1024, 128, "ieee"),
+        ("grid", "lstm", "fp32", 512, 16, "tf32"),
+        ("grid", "rnn_tanh", "bf16", 1024, 64, "ieee"),
+        ("resident", "lstm", "bf16", 32, 64, "ieee"),
+        ("resident", "rnn_relu", "fp16", 70, 3, "ieee"),
+    )
     for direction in directions:
+        for regime, cell, dtype, H, B, precision in marked:
+            yield Spec(cell, direction, dtype, H, B, precision, regime=regime, marked=True)
         for regime, cell, dtype, H, B, precision in on_chip:
             yield Spec(cell, direction, dtype, H, B, precision, regime=regime)
         for cell, dtype, H, B, precision, layers in chained:
@@ -238,6 +253,7 @@ def compile_spec(spec: Spec, target: str, *, debug: bool = False) -> Report:
         spec.direction,
         precision=spec.precision,
         chained=spec.layers > 1,
+        marked=spec.marked,
     )
     compile_time["ALIGN"] = min(16, spec.H & -spec.H)
     if spec.from_table:
@@ -261,6 +277,8 @@ def compile_spec(spec: Spec, target: str, *, debug: bool = False) -> Report:
                 element = "i64"
             elif name == "counters":
                 element = "i32"
+            elif name == "marks" and spec.marked:
+                element = "u8"
             elif name in ("carry", "parts"):
                 element = "fp64" if spec.dtype == "fp64" else "fp32"
             signature[name] = f"*{element}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from .cells import CELLS, Cell
@@ -105,6 +106,24 @@ def chain(
     expect("weight_chain", weight_chain, (G - 1, width, H), like, contiguous=True)
     if len(set(reverse)) > 1:
         raise ValueError(f"reverse: expected one direction for chained groups, got {list(reverse)}")
+
+
+def expect_ends(
+    lengths: Tensor | None, resets: Tensor | None, T: int, B: int, device: torch.device
+) -> None:
+    """Refuse lengths that are not (B,) int64, or resets that are not (T, B) bool, on the device."""
+    for name, tensor, shape, dtype in (
+        ("lengths", lengths, (B,), torch.int64),
+        ("resets", resets, (T, B), torch.bool),
+    ):
+        if tensor is None:
+            continue
+        if tensor.shape != shape:
+            raise ValueError(f"{name}: expected shape {shape}, got {tuple(tensor.shape)}")
+        if tensor.dtype != dtype or tensor.device != device:
+            raise ValueError(
+                f"{name}: expected {dtype} on {device}, got {tensor.dtype} on {tensor.device}"
+            )
 
 
 def direction_bits(directions: Sequence[bool]) -> int:

@@ -34,6 +34,7 @@ from .addressing import (
     weight_rows,
 )
 from .exchange import COUNTER_STRIDE, arrive, wait
+from .marks import load_marks
 
 _RUN_TIME = ["T", "B", "G", "t_begin", "t_end", "reverse", "stride_t", "stride_b", "stride_g"]
 
@@ -132,6 +133,7 @@ def forward_grid(
     c_n,  # (G, B, H), written if CELL_STATE
     cells,  # (T, B, G, H), written if SAVE
     gates,  # (T, B, G, K*H), written if SAVE: the activated gates
+    marks,  # (T, B) uint8, read if MARKED; see `marks.py`
     weight_chain,  # (G-1, K*H, H), read if CHAIN: of the h of group g - 1, in group g
     bias_chain,  # (G-1, K*H), read if CHAIN; gates_x is of group 0 then, (T, B, 1, K*H)
     counters,  # (G, cdiv(B, BLOCK_B), COUNTER_STRIDE) int32, zero
@@ -154,6 +156,7 @@ def forward_grid(
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
     CHAIN: tl.constexpr,
+    MARKED: tl.constexpr,
     INTERPRETED: tl.constexpr,
     ALIGN: tl.constexpr,
     BLOCK_B: tl.constexpr,
@@ -211,8 +214,6 @@ def forward_grid(
         )
     for t in range(t_begin, t_end):
         tau, forwards = time_position(t, g, T, reverse)
-        first = t == 0
-        last = t == T - 1
         arrivals = (t - t_begin) * tiles_h
         for tile in range(lane, tiles_b, lanes):
             rows = (tile * BLOCK_B + tl.arange(0, BLOCK_B)).to(tl.int64)
@@ -220,7 +221,13 @@ def forward_grid(
             unit_tile = row_mask[:, None] & (units < H)[None, :]
             row_of_all = (tau * B + rows) * G + g  # index of (tau, row, g) in (T, B, G)
             row_of_group = g * B + rows  # index of (g, row) in (G, B)
+            first = t == 0
+            last = t == T - 1
             h_row, h_prev_row = output_rows(t, tau, forwards, rows, g, B, G, KEEP)
+            has_state = row_mask[:, None]  # before the step, at a place that there is
+            if MARKED:
+                alive, first, last = load_marks(marks, tau, forwards, rows, row_mask, B)
+                has_state = alive
 
             # What does not depend on the others is asked for before waiting for them.
             x_row = gates_x + (tau * stride_t + g * stride_g) * ALIGN
@@ -257,12 +264,12 @@ def forward_grid(
             state_offsets = (row_of_group * H)[:, None] + units[None, :]
             c = tl.zeros((BLOCK_B, BLOCK_H), dtype=ACC)
             if CELL_STATE:
-                c = load_cell(c0, carry, state_offsets, unit_tile, first)
-            h_prev_row = tl.where(first, row_of_group, h_prev_row)
-            h_ptrs = tl.where(first, h0, output) + (h_prev_row * H)[None, :, None]
+                c = load_cell(c0, carry, state_offsets, unit_tile & has_state, first)
+            h_prev_row = tl.where(first, row_of_group[:, None], h_prev_row[:, None])
+            h_rows = tl.where(first, h0, output) + h_prev_row * H
             acc = product(
-                h_ptrs + k[:, None, :],
-                row_mask[None, :, None],
+                h_rows[None, :, :] + k[:, None, :],
+                has_state[None, :, :],
                 k[:, None, :],
                 w,
                 PIECES,
@@ -281,6 +288,8 @@ def forward_grid(
             h_new, c, activated = STEP(pre, c)
 
             h_new = h_new.to(output.dtype.element_ty)
+            if MARKED:
+                h_new, c = tl.where(alive, h_new, 0.0), tl.where(alive, c, 0.0)
             tl.store(output + (h_row * H)[:, None] + units[None, :], h_new, mask=unit_tile)
             arrive(counter)
             # What nobody waits for is stored after the others have been told.

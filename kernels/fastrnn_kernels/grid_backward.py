@@ -23,6 +23,7 @@ import triton.language as tl
 from .addressing import in_acc, store_gates, time_position
 from .exchange import COUNTER_STRIDE, arrive, wait
 from .grid import pieces, product, sum_of_parts
+from .marks import load_dc, load_link, load_marks, only_alive, store_dc
 from .saved import load_step
 
 _RUN_TIME = [
@@ -55,8 +56,10 @@ def backward_grid(
     cells,  # (T, B, G, H), as saved; read if CELL_STATE
     output,  # (T, B, G, H), as made by forward
     c0,  # (G, B, H); read if CELL_STATE
-    carry,  # (G, B, H) in ACC: dL/dc_n before, dL/dc_0 after
+    carry,  # (G, B, H) in ACC: dL/dc_n before, dL/dc_0 after; (3, G, B, H) if MARKED: a place of
+    # work, dL/dc_0 (rows of no steps before), dL/dc_n
     d_gates,  # (T, B, G, K*H), written: dL/dgates_x
+    marks,  # (T, B) uint8, read if MARKED; see `marks.py`
     weight_chain,  # (G-1, K*H, H), read if CHAIN; d_output is of the last group, (T, B, 1, H)
     parts,  # (G, cdiv(B, BLOCK_B), tiles_h, SPLITS, BLOCK_B, COLS) in ACC; not used if SPLITS is 1
     counters,  # (G, cdiv(B, BLOCK_B), 1 + tiles_h, COUNTER_STRIDE) int32, zero
@@ -79,6 +82,7 @@ def backward_grid(
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
     CHAIN: tl.constexpr,
+    MARKED: tl.constexpr,
     INTERPRETED: tl.constexpr,
     PHASE: tl.constexpr,
     ALIGN: tl.constexpr,
@@ -100,6 +104,7 @@ def backward_grid(
     tiles_h: tl.constexpr = (H + COLS - 1) // COLS
     programs: tl.constexpr = tiles_h * SPLITS  # that share a batch tile
     tiles_b = tl.cdiv(B, BLOCK_B)
+    states = tl.cast(G, tl.int64) * B * H
     program = tl.program_id(0)
     lanes = tl.num_programs(0) // programs // G
     g = (program // programs // lanes).to(tl.int64)
@@ -158,12 +163,18 @@ def backward_grid(
             own_part = ((g * tiles_b + tile) * tiles_h + tile_h) * (SPLITS * BLOCK_B * COLS)
             part_rows = (tl.arange(0, BLOCK_B) * COLS)[:, None]
 
-            dy_tile = unit_tile
+            first, last, link = t == 0, done == 0, (row_mask & (done > 0))[:, None]
+            load_tile = unit_tile
+            if MARKED:
+                alive, first, last = load_marks(marks, tau, forwards, rows, row_mask, B)
+                link = load_link(marks, tau, forwards, t, T, rows, row_mask, B)
+                load_tile = unit_tile & alive  # before a row's first step may be no place at all
+            dy_tile = load_tile
             if CHAIN:
-                dy_tile = unit_tile & (not chained)
+                dy_tile = load_tile & (not chained)
             # What does not depend on the others is asked for before waiting for them.
             dy, h, c_prev, activated = load_step(
-                t, g, rows, units, unit_tile, dy_tile,
+                t, first, g, rows, units, load_tile, dy_tile,
                 d_output, gates, cells, output, c0,
                 T, B, G, reverse, stride_t, stride_b, stride_g,
                 H, K, CELL_STATE, HAS_D_OUTPUT, ALIGN,
@@ -204,7 +215,7 @@ def backward_grid(
                 next_rows = (row_of_all + forwards * B * G) * (K * H) + split * DEPTH
                 acc = product(
                     d_gates + next_rows[None, :, None] + k[:, None, :],
-                    (row_mask & (done > 0))[None, :, None],
+                    link[None, :, :],
                     k[:, None, :],
                     w,
                     PIECES,
@@ -220,7 +231,7 @@ def backward_grid(
                 )
                 acc = sum_of_parts(acc, PARTS, BLOCK_B, COLS)
                 # Not by the zeros that were read: 0 * W_hh is NaN where W_hh is not finite.
-                acc = tl.where(done > 0, acc, 0.0)
+                acc = tl.where(link, acc, 0.0)
                 if CHAIN:
                     acc += handed_down
                 if SPLITS > 1:
@@ -240,16 +251,18 @@ def backward_grid(
                 state_offsets = ((g * B + rows) * H)[:, None] + units[None, :]
                 dh += dy.to(ACC)
                 if HAS_D_H_N:
-                    last = unit_tile & (done == 0)
-                    dh += tl.load(d_h_n + state_offsets, mask=last, other=0.0).to(ACC)
+                    final = unit_tile & last
+                    dh += tl.load(d_h_n + state_offsets, mask=final, other=0.0).to(ACC)
                 dc = tl.zeros((BLOCK_B, BLOCK_H), dtype=ACC)
                 if CELL_STATE:
                     # After a wait, whose barrier stands between this and the store before it.
-                    dc = tl.load(carry + state_offsets, mask=unit_tile, other=0.0)
+                    dc = load_dc(carry, state_offsets, unit_tile, states, link, last, MARKED)
                 d_pre, dc = GRAD(h.to(ACC), in_acc(activated, K, ACC), c, c_prev.to(ACC), dh, dc)
+                if MARKED:
+                    d_pre = only_alive(d_pre, alive, K)
 
                 gate_offsets = (row_of_all * (K * H))[:, None] + units[None, :]
                 store_gates(d_gates + gate_offsets, d_pre, unit_tile, K, H)
                 arrive(counter)
                 if CELL_STATE:
-                    tl.store(carry + state_offsets, dc, mask=unit_tile)
+                    store_dc(dc, carry, state_offsets, unit_tile, states, first, MARKED)

@@ -8,35 +8,19 @@ of i, then of f, g and o.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import graphs
-from .arguments import cell_of, chain, direction_bits, expect, sizes, supported
+from .arguments import cell_of, chain, expect, expect_ends, sizes, supported
 from .arguments import directions as all_directions
 from .cells import Cell
-from .configs import DeviceLimits, Direction, LaunchConfig, Regime
-from .matmul_configs import PRECISIONS, Precision
-from .plan import REGIMES, plan, steps_class
-from .sweep import (
-    INTERPRETED,
-    Sweep,
-    accumulation_dtype,
-    alignment,
-    constants,
-    problem_of,
-    run,
-)
-
-Launch = Literal["auto", "direct", "graph"]
-LAUNCHES: tuple[Launch, ...] = ("auto", "direct", "graph")
-
-# A guess, not measured: below it, filling a table and replaying 32 nodes is taken not to pay.
-MIN_STEPS_FOR_GRAPH = 8
+from .configs import LaunchConfig, Regime
+from .enqueue import Launch, enqueue
+from .matmul_configs import Precision
+from .sweep import accumulation_dtype
 
 
 class ForwardResult(NamedTuple):
@@ -78,6 +62,8 @@ def forward(
     *,
     weight_chain: Tensor | None = None,
     bias_chain: Tensor | None = None,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
     reverse: Sequence[bool] | None = None,
     save: bool = False,
     keep_output: bool = True,
@@ -107,6 +93,10 @@ def forward(
         c0: (G, B, H) for a cell with cell state, else None.
         weight_chain: (G-1, K*H, H), contiguous, G at least 2, to chain the groups.
         bias_chain: (G-1, K*H), all biases of groups 1 and up; None for zeros.
+        lengths: (B,) int64, steps of each row, within 0 and T; None: all have T. The output is zero
+            past a row's end, final states are those of its last step, and a group that runs from
+            the last position starts at the row's own.
+        resets: (T, B) bool of any strides: where the state before a step is h0 and c0 once more.
         reverse: for each group, whether it runs from the last position to the first; chained
             groups have one direction.
         save: also return what `backward` needs.
@@ -137,6 +127,7 @@ def forward(
     elif c0 is not None:
         raise ValueError(f"c0: expected None, {cell.name} has no cell state")
     directions = all_directions(reverse, G)
+    expect_ends(lengths, resets, T, B, gates_x.device)
     links: tuple[Tensor, ...] = ()
     if weight_chain is not None:
         chain(weight_chain, directions, G, cell.gates * H, H, gates_x)
@@ -152,25 +143,28 @@ def forward(
     if chained and not keep_output:
         raise ValueError("keep_output: expected True for chained groups, which read it")
     output = gates_x.new_empty(T if keep_output else 2, B, G, H)
-    h_n = gates_x.new_empty(G, B, H)
+    # Rows of no steps end as they begin.
+    h0 = h0.contiguous()
+    h_n = torch.empty_like(h0) if lengths is None else h0.clone()
     c_n = carry = gates = cells = None
     if cell.has_cell_state:
         assert c0 is not None
         c0 = c0.contiguous()
-        c_n = torch.empty_like(h_n)
+        c_n = torch.empty_like(c0) if lengths is None else c0.clone()
         carry = torch.empty_like(h_n, dtype=accumulation_dtype(h_n.dtype))
         if save:
             cells = torch.empty_like(output)
             reuse = overwrite and gates_x.is_contiguous() and not chained
             gates = gates_x if reuse else gates_x.new_empty(T, B, G, cell.gates * H)
-    _launch(
+    enqueue(
         cell,
         "forward",
         (T, B, G, H),
         gates_x,
-        (gates_x, weight_hh, h0.contiguous(), c0, carry, output, h_n, c_n, cells, gates),
+        (gates_x, weight_hh, h0, c0, carry, output, h_n, c_n, cells, gates),
         directions,
         links,
+        (lengths, resets),
         {"save": save, "keep": keep_output},
         precision,
         regime,
@@ -189,6 +183,8 @@ def backward(
     c0: Tensor | None = None,
     *,
     weight_chain: Tensor | None = None,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
     d_output: Tensor | None = None,
     d_h_n: Tensor | None = None,
     d_c_n: Tensor | None = None,
@@ -213,7 +209,9 @@ def backward(
         gates: (T, B, G, K*H), from `forward`; None for a cell without cell state.
         cells: (T, B, G, H), from `forward`; None for a cell without cell state.
         c0: (G, B, H), as given to `forward`.
-        weight_chain: (G-1, K*H, H), as given to `forward`.
+        weight_chain: (G-1, K*H, H), as given to `forward`, and so are lengths and resets.
+        lengths: see `forward`.
+        resets: see `forward`.
         d_output: (T, B, G, H) of any strides, or None for zeros; (T, B, 1, H), of the last group,
             if groups are chained.
         d_h_n: (G, B, H), or None for zeros.
@@ -255,22 +253,27 @@ def backward(
         if value is not None:
             expect(name, value, shape, output)
     directions = all_directions(reverse, G)
+    expect_ends(lengths, resets, T, B, output.device)
     if weight_chain is not None:
         chain(weight_chain, directions, G, cell.gates * H, H, output)
 
     d_gates = gates if overwrite and gates is not None else None
     if d_gates is None:
         d_gates = output.new_empty(T, B, G, cell.gates * H)
+    marked = lengths is not None or resets is not None
     carry = None
     if cell.has_cell_state:
         # A contiguous copy, for the kernels to work on in place.
-        carry = torch.zeros(G, B, H, dtype=accumulation_dtype(output.dtype), device=output.device)
+        dtype = accumulation_dtype(output.dtype)
+        carry = torch.zeros(3 if marked else 1, G, B, H, dtype=dtype, device=output.device)
         if d_c_n is not None:
-            carry.copy_(d_c_n)
+            carry[-1].copy_(d_c_n)
+            if lengths is not None:  # rows of no steps hand it on
+                torch.mul(carry[2], (lengths == 0)[:, None], out=carry[1])
     # Autograd hands over expanded and transposed gradients; one copy beats strided reads per step.
     if d_output is not None and d_output.stride(-1) != 1:
         d_output = d_output.contiguous()
-    _launch(
+    enqueue(
         cell,
         "backward",
         (T, B, G, H),
@@ -288,96 +291,12 @@ def backward(
         ),
         directions,
         () if weight_chain is None else (weight_chain,),
+        (lengths, resets),
         {"has_d_output": d_output is not None, "has_d_h_n": d_h_n is not None},
         precision,
         regime,
         config,
         launch,
     )
-    return BackwardResult(d_gates, None if carry is None else carry.to(output.dtype))
-
-
-def _launch(
-    cell: Cell,
-    direction: Direction,
-    shape: tuple[int, int, int, int],
-    strided: Tensor | None,
-    tensors: tuple[Tensor | None, ...],
-    directions: Sequence[bool],
-    links: tuple[Tensor, ...],
-    flags: dict[str, bool],
-    precision: Precision,
-    regime: Regime | Literal["auto"],
-    config: LaunchConfig | None,
-    launch: Launch,
-) -> None:
-    """Make a sweep of checked tensors and run it.
-
-    ``strided``: the one with strides of its own; ``links``: what groups are chained by.
-    """
-    T, B, G, H = shape
-    output = tensors[5]
-    assert output is not None
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision: expected one of {PRECISIONS}, got {precision!r}")
-    if precision == "tf32x3" and torch.version.hip is not None:
-        raise ValueError("precision: 'tf32x3' exists on NVIDIA GPUs only, got a ROCm device")
-    if launch not in LAUNCHES:
-        raise ValueError(f"launch: expected one of {LAUNCHES}, got {launch!r}")
-    if regime not in (*REGIMES, "auto"):
-        raise ValueError(f"regime: expected one of {(*REGIMES, 'auto')}, got {regime!r}")
-    chained = bool(links)
-    if launch != "auto" and regime == "auto" and not chained:
-        regime = "step"
-    if chained and regime not in ("auto", "grid"):
-        raise ValueError(f"regime: expected 'grid' for chained groups, got {regime!r}")
-    if chained:
-        regime = "grid"
-    if config is not None and regime not in ("auto", config.regime):
-        raise ValueError(f"config: expected one of the regime {regime!r}, got {config}")
-    problem = problem_of(cell, direction, H, B, G, output.dtype, precision, chained)
-    limits = DeviceLimits.of(output.device)
-    if B == 0:
-        return
-    if config is None:
-        config = plan(problem, limits, regime, steps_class(T)).config
-    else:
-        config.check(problem, limits)
-    if launch != "auto" and config.regime != "step":
-        raise ValueError(f"launch: expected 'auto' in the regime {config.regime!r}, got {launch!r}")
-
-    # The stride of a dimension of size 1 is arbitrary, and multiplies nothing but 0.
-    strides = [0, 0, 0]
-    if strided is not None:
-        strides = [
-            stride if size > 1 else 0
-            for stride, size in zip(strided.stride()[:3], strided.shape[:3], strict=True)
-        ]
-    width = cell.gates * H if direction == "forward" else H
-    align = alignment(width, strides)
-    sweep = Sweep(
-        problem,
-        T,
-        # A kernel never follows the pointers of arguments that its constants say it has not.
-        tuple(output if tensor is None else tensor for tensor in tensors),
-        direction_bits(directions),
-        (strides[0] // align, strides[1] // align, strides[2] // align),
-        constants(
-            cell, H, output.dtype, config, direction,
-            precision=precision, align=align, chained=chained, **flags,
-        ),
-        config,
-        limits,
-        links,
-    )  # fmt: skip
-    use_graph = launch == "graph"
-    if launch == "auto" and config.regime == "step":
-        use_graph = T >= MIN_STEPS_FOR_GRAPH and not INTERPRETED
-    if use_graph and (against := graphs.reason_against(sweep)):
-        if launch == "graph":
-            raise ValueError(f"launch: 'graph' is impossible here: {against}")
-        use_graph = False
-    # Triton launches on the current device, which need not be that of the tensors.
-    on_gpu = output.device.type == "cuda"
-    with torch.cuda.device(output.device) if on_gpu else contextlib.nullcontext():
-        (graphs.run if use_graph else run)(sweep)
+    d_c0 = None if carry is None else carry[1 if marked else 0].to(output.dtype)
+    return BackwardResult(d_gates, d_c0)

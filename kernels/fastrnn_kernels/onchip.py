@@ -58,9 +58,9 @@ class ResidentConfig(LaunchConfig):
         return tiles(problem.B, self.block_b) * problem.G
 
     def shared_memory(self, problem: Problem) -> int:
-        """W_hh, and the tile of gates once, for changes of layout."""
+        """W_hh, and the tile of gates and one of h once, for changes of layout."""
         weights = _split(problem) * problem.K * self.block_h**2 * problem.itemsize
-        return weights + self.block_b * self.block_h * problem.K * problem.itemsize
+        return weights + self.block_b * self.block_h * (problem.K + 1) * problem.itemsize
 
     def dots(self, problem: Problem) -> dict[str, int]:
         """As the base class, and the other two dimensions."""

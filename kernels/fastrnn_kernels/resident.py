@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from .addressing import add_gates, load_gates, store_gates, time_position
+from .marks import load_marks
 
 _RUN_TIME = ["T", "B", "G", "reverse", "stride_t", "stride_b", "stride_g"]
 
@@ -27,6 +28,7 @@ def forward_resident(
     c_n,  # (G, B, H), written if CELL_STATE
     cells,  # (T, B, G, H), written if SAVE
     gates,  # (T, B, G, K*H), written if SAVE: the activated gates
+    marks,  # (T, B) uint8, read if MARKED; see `marks.py`
     T,
     B,
     G,
@@ -40,6 +42,7 @@ def forward_resident(
     CELL_STATE: tl.constexpr,
     SAVE: tl.constexpr,
     KEEP: tl.constexpr,
+    MARKED: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -81,6 +84,13 @@ def forward_resident(
         x_next = load_gates(
             x_ptrs + (tau + forwards) * (stride_t * ALIGN), unit_tile & (t + 1 < T), K, H
         )
+        if MARKED:
+            alive, first, last = load_marks(marks, tau, forwards, rows, row_mask, B)
+            starting = unit_tile & first
+            h = tl.where(first, tl.load(h0 + state_offsets, mask=starting, other=0.0), h)
+            if CELL_STATE:
+                given = tl.load(c0 + state_offsets, mask=starting, other=0.0)
+                c = tl.where(first, given.to(ACC), c)
         if UPCAST:
             h = h.to(ACC)
         products = ()
@@ -91,6 +101,11 @@ def forward_resident(
         h = h_new.to(output.dtype.element_ty)  # as rounded as what other regimes read back
         if BLOCK_H != H:
             h = tl.where((units < H)[None, :], h, 0.0)  # where h is infinite, padding is NaN
+        if MARKED:
+            h, c = tl.where(alive, h, 0.0), tl.where(alive, c, 0.0)
+            tl.store(h_n + state_offsets, h, mask=unit_tile & last)
+            if CELL_STATE:
+                tl.store(c_n + state_offsets, c.to(c_n.dtype.element_ty), mask=unit_tile & last)
 
         row_of_all = (tau * B + rows) * G + g
         unit_offsets = (row_of_all * H)[:, None] + units[None, :]
@@ -100,6 +115,7 @@ def forward_resident(
             tl.store(cells + unit_offsets, c.to(cells.dtype.element_ty), mask=unit_tile)
             gate_ptrs = gates + (row_of_all * (K * H))[:, None] + units[None, :]
             store_gates(gate_ptrs, activated, unit_tile, K, H)
-    tl.store(h_n + state_offsets, h, mask=unit_tile)
-    if CELL_STATE:
-        tl.store(c_n + state_offsets, c.to(c_n.dtype.element_ty), mask=unit_tile)
+    if not MARKED:
+        tl.store(h_n + state_offsets, h, mask=unit_tile)
+        if CELL_STATE:
+            tl.store(c_n + state_offsets, c.to(c_n.dtype.element_ty), mask=unit_tile)

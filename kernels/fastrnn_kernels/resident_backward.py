@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from .addressing import in_acc, store_gates, time_position
+from .marks import load_marks, only_alive
 from .saved import load_step
 
 _RUN_TIME = ["T", "B", "G", "reverse", "stride_t", "stride_b", "stride_g"]
@@ -36,8 +37,10 @@ def backward_resident(
     cells,  # (T, B, G, H), as saved; read if CELL_STATE
     output,  # (T, B, G, H), as made by forward
     c0,  # (G, B, H); read if CELL_STATE
-    carry,  # (G, B, H) in ACC: dL/dc_n before, dL/dc_0 after
+    carry,  # (G, B, H) in ACC: dL/dc_n before, dL/dc_0 after; (3, G, B, H) if MARKED: a place of
+    # work, dL/dc_0 (rows of no steps before), dL/dc_n
     d_gates,  # (T, B, G, K*H), written: dL/dgates_x
+    marks,  # (T, B) uint8, read if MARKED; see `marks.py`
     T,
     B,
     G,
@@ -51,6 +54,7 @@ def backward_resident(
     CELL_STATE: tl.constexpr,
     HAS_D_OUTPUT: tl.constexpr,
     HAS_D_H_N: tl.constexpr,
+    MARKED: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -64,7 +68,9 @@ def backward_resident(
     g = (tl.program_id(0) // tiles_b).to(tl.int64)
     rows = ((tl.program_id(0) % tiles_b) * BLOCK_B + tl.arange(0, BLOCK_B)).to(tl.int64)
     units = tl.arange(0, BLOCK_H)
-    unit_tile = (rows < B)[:, None] & (units < H)[None, :]
+    row_mask = rows < B
+    unit_tile = row_mask[:, None] & (units < H)[None, :]
+    states = tl.cast(G, tl.int64) * B * H
     state_offsets = ((g * B + rows) * H)[:, None] + units[None, :]
 
     w = ()
@@ -77,27 +83,47 @@ def backward_resident(
         w = w + (w_q,)
 
     zero = tl.zeros((BLOCK_B, BLOCK_H), dtype=ACC)
-    c, dc = zero, zero
+    c, dc, dc0 = zero, zero, zero
     d_pre = ()
     for _q in tl.static_range(K):
         d_pre = d_pre + (zero.to(DTYPE),)
-    if CELL_STATE:
+    tau, forwards = time_position(T - 1, g, T, reverse)
+    first_next = T == 1
+    load_tile = unit_tile
+    if MARKED:
+        alive_next, first_next, last_next = load_marks(marks, tau, forwards, rows, row_mask, B)
+        link_next = alive_next & (alive_next == 0)  # nothing comes after
+        load_tile = unit_tile & alive_next
+        if CELL_STATE:
+            dc0 = tl.load(carry + states + state_offsets, mask=unit_tile, other=0.0)
+    elif CELL_STATE:
         dc = tl.load(carry + state_offsets, mask=unit_tile, other=0.0)
-        tau, _forwards = time_position(T - 1, g, T, reverse)
+    if CELL_STATE:
         last_offsets = (((tau * B + rows) * G + g) * H)[:, None] + units[None, :]
         c = tl.load(cells + last_offsets, mask=unit_tile, other=0.0).to(ACC)
     dy_next, h_next, c_prev_next, gates_next = load_step(
-        T - 1, g, rows, units, unit_tile, unit_tile,
+        T - 1, first_next, g, rows, units, load_tile, load_tile,
         d_output, gates, cells, output, c0, T, B, G, reverse, stride_t, stride_b, stride_g,
         H, K, CELL_STATE, HAS_D_OUTPUT, ALIGN,
     )  # fmt: skip
     for done in range(0, T):
         t = T - 1 - done
         dy, h, c_prev, activated = dy_next, h_next, c_prev_next.to(ACC), gates_next
+        last, link = done == 0, done > 0
+        if MARKED:
+            alive, first, last, link = alive_next, first_next, last_next, link_next
+            tau, forwards = time_position(t - 1, g, T, reverse)
+            alive_next, first_next, last_next = load_marks(
+                marks, tau, forwards, rows, row_mask & (t > 0), B
+            )
+        else:
+            first_next = t == 1
         # What the next step needs is on its way while this one is computed.
         earlier = unit_tile & (t > 0)
+        if MARKED:
+            earlier = unit_tile & alive_next  # before a row's first step there may be no place
         dy_next, h_next, c_prev_next, gates_next = load_step(
-            t - 1, g, rows, units, earlier, earlier,
+            t - 1, first_next, g, rows, units, earlier, earlier,
             d_output, gates, cells, output, c0, T, B, G, reverse, stride_t, stride_b, stride_g,
             H, K, CELL_STATE, HAS_D_OUTPUT, ALIGN,
         )  # fmt: skip
@@ -109,15 +135,30 @@ def backward_resident(
             # Each gate has a sum of its own: a shorter chain of products that wait for each other.
             product += tl.dot(d_q, w[q], input_precision=PRECISION, out_dtype=ACC)
         # Not by zeros in d_pre: 0 * W_hh is NaN where W_hh is not finite.
-        dh = tl.where(done > 0, product, 0.0) + dy.to(ACC)
+        dh = tl.where(link, product, 0.0) + dy.to(ACC)
         if HAS_D_H_N:
-            dh += tl.load(d_h_n + state_offsets, mask=unit_tile & (done == 0), other=0.0).to(ACC)
+            dh += tl.load(d_h_n + state_offsets, mask=unit_tile & last, other=0.0).to(ACC)
+        if MARKED and CELL_STATE:
+            final = tl.load(carry + 2 * states + state_offsets, mask=unit_tile & last, other=0.0)
+            dc = tl.where(link, dc, 0.0) + final
+            # c of this step came along as that before the next one, if the next one goes on with it
+            tau, _forwards = time_position(t, g, T, reverse)
+            c_ptrs = cells + (((tau * B + rows) * G + g) * H)[:, None] + units[None, :]
+            own = tl.load(c_ptrs, mask=unit_tile & alive & (link == 0), other=0.0)
+            c = tl.where(link, c, own.to(ACC))
         made, dc = GRAD(h.to(ACC), in_acc(activated, K, ACC), c, c_prev, dh, dc)
         c = c_prev
+        if MARKED:
+            made = only_alive(made, alive, K)
+            dc0 += tl.where(first, dc, 0.0)
+            link_next = alive & (first == 0)
         d_pre = operands(made, (units < H)[None, :], K, DTYPE, BLOCK_H != H)
 
         tau, _forwards = time_position(t, g, T, reverse)
         gate_offsets = (((tau * B + rows) * G + g) * (K * H))[:, None] + units[None, :]
         store_gates(d_gates + gate_offsets, d_pre, unit_tile, K, H)
     if CELL_STATE:
-        tl.store(carry + state_offsets, dc, mask=unit_tile)
+        if MARKED:
+            tl.store(carry + states + state_offsets, dc0, mask=unit_tile)
+        else:
+            tl.store(carry + state_offsets, dc, mask=unit_tile)

@@ -10,6 +10,7 @@ from .addressing import load_gates, time_position
 @triton.jit
 def load_step(
     t,
+    first,
     g,
     rows,
     units,
@@ -35,7 +36,8 @@ def load_step(
 ):
     """(dy, h, c_prev, gates) of step t: tiles in memory's dtype, gates as a tuple of K of them.
 
-    Zeros in place of what there is not, or what the mask leaves out; arguments: ``step.py``.
+    Zeros in place of what there is not, or what the mask leaves out; ``first`` is a scalar or
+    (ROWS, 1): whether c0 comes before it. Other arguments: ``step.py``.
     """
     tau, forwards = time_position(t, g, T, reverse)
     row_of_all = (tau * B + rows) * G + g
@@ -52,9 +54,9 @@ def load_step(
     c_prev = tl.zeros_like(h)
     activated = (c_prev,)
     if CELL_STATE:
-        first = t == 0
-        prev_row = tl.where(first, g * B + rows, row_of_all - forwards * B * G)
-        c_ptrs = tl.where(first, c0, cells) + (prev_row * H)[:, None] + units[None, :]
+        row_before = row_of_all - forwards * B * G
+        prev_row = tl.where(first, (g * B + rows)[:, None], row_before[:, None])
+        c_ptrs = tl.where(first, c0, cells) + prev_row * H + units[None, :]
         c_prev = tl.load(c_ptrs, mask=mask, other=0.0)
         gate_ptrs = gates + (row_of_all * (K * H))[:, None] + units[None, :]
         activated = load_gates(gate_ptrs, mask, K, H)

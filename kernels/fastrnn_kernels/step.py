@@ -33,6 +33,7 @@ from .addressing import (
     time_position,
     weight_rows,
 )
+from .marks import load_dc, load_link, load_marks, only_alive, store_dc
 from .saved import load_step
 
 _RUN_TIME = ["T", "B", "G", "t", "reverse", "stride_t", "stride_b", "stride_g"]
@@ -56,9 +57,8 @@ def tile_of_program(B, H: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_H: tl.const
 @triton.jit
 def accumulate_product(
     acc,  # (BLOCK_B, N) in ACC
-    a,  # base of a row-major matrix, DEPTH columns
-    row_starts,  # (BLOCK_B,) int64: where each row starts in a
-    row_mask,
+    a_rows,  # (BLOCK_B, 1) pointers: where each row of a starts, DEPTH numbers long
+    row_mask,  # (BLOCK_B, 1)
     w_cols,  # (N,) pointers: where each column of the weights starts
     col_mask,
     DEPTH: tl.constexpr,
@@ -70,10 +70,10 @@ def accumulate_product(
 ):
     """Return acc + a @ w, with both operands streamed from L2 in chunks of BLOCK_K."""
     k = tl.arange(0, BLOCK_K)
-    a_ptrs = a + row_starts[:, None] + k[None, :]
+    a_ptrs = a_rows + k[None, :]
     w_ptrs = w_cols[None, :] + (k * STRIDE_K)[:, None]
     for k_begin in range(0, DEPTH, BLOCK_K):
-        a_mask = row_mask[:, None]
+        a_mask = row_mask
         w_mask = col_mask[None, :]
         if DEPTH % BLOCK_K != 0:
             k_mask = k < DEPTH - k_begin
@@ -106,6 +106,7 @@ def forward_step(
     c_n,
     cells,
     gates,
+    marks,
     T,
     B,
     G,
@@ -119,6 +120,7 @@ def forward_step(
     CELL_STATE: tl.constexpr,
     SAVE: tl.constexpr,
     KEEP: tl.constexpr,
+    MARKED: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -146,18 +148,20 @@ def forward_step(
     state_offsets = (row_of_group * H)[:, None] + units[None, :]
     first = t == 0
     last = t == T - 1
+    has_state = row_mask[:, None]  # before the step, at a place that there is
+    if MARKED:
+        alive, first, last = load_marks(marks, tau, forwards, rows, row_mask, B)
+        has_state = alive
     c = tl.zeros((BLOCK_B, BLOCK_H), dtype=ACC)
     if CELL_STATE:
-        c = load_cell(c0, carry, state_offsets, unit_tile, first)
+        c = load_cell(c0, carry, state_offsets, unit_tile & has_state, first)
 
-    h_prev = tl.where(first, h0, output)
-    h_prev_row = tl.where(first, row_of_group, h_prev_row)
+    h_prev_row = tl.where(first, row_of_group[:, None], h_prev_row[:, None])
     w_cols = weight_hh + g * (K * H * H) + weight_rows(cols, K, H) * H
     acc = accumulate_product(
         tl.zeros((BLOCK_B, K * BLOCK_H), dtype=ACC),
-        h_prev,
-        h_prev_row * H,
-        row_mask,
+        tl.where(first, h0, output) + h_prev_row * H,
+        has_state,
         w_cols,
         cols < K * H,
         H,
@@ -171,6 +175,8 @@ def forward_step(
     h, c, activated = STEP(pre, c)
 
     h = h.to(output.dtype.element_ty)
+    if MARKED:
+        h, c = tl.where(alive, h, 0.0), tl.where(alive, c, 0.0)
     tl.store(output + (h_row * H)[:, None] + units[None, :], h, mask=unit_tile)
     tl.store(h_n + state_offsets, h, mask=unit_tile & last)
     if CELL_STATE:
@@ -197,6 +203,7 @@ def backward_step(
     c0,
     carry,
     d_gates,
+    marks,
     T,
     B,
     G,
@@ -210,6 +217,7 @@ def backward_step(
     CELL_STATE: tl.constexpr,
     HAS_D_OUTPUT: tl.constexpr,
     HAS_D_H_N: tl.constexpr,
+    MARKED: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -229,9 +237,18 @@ def backward_step(
     unit_offsets = (row_of_all * H)[:, None] + units[None, :]
     gate_offsets = (row_of_all * (K * H))[:, None] + units[None, :]
     group_offsets = (row_of_group * H)[:, None] + units[None, :]
+    states = tl.cast(G, tl.int64) * B * H
 
+    first = t == 0
+    last = t == T - 1
+    link = row_mask[:, None]
+    load_tile = unit_tile
+    if MARKED:
+        alive, first, last = load_marks(marks, tau, forwards, rows, row_mask, B)
+        load_tile = unit_tile & alive  # before a row's first step there may be no place at all
+        link = load_link(marks, tau, forwards, t, T, rows, row_mask, B)
     dy, h, c_prev, activated = load_step(
-        t, g, rows, units, unit_tile, unit_tile,
+        t, first, g, rows, units, load_tile, load_tile,
         d_output, gates, cells, output, c0, T, B, G, reverse, stride_t, stride_b, stride_g,
         H, K, CELL_STATE, HAS_D_OUTPUT, ALIGN,
     )  # fmt: skip
@@ -239,19 +256,20 @@ def backward_step(
     dc = c
     if CELL_STATE:
         c = tl.load(cells + unit_offsets, mask=unit_tile, other=0.0).to(ACC)
-        dc = tl.load(carry + group_offsets, mask=unit_tile, other=0.0)
+        dc = load_dc(carry, group_offsets, unit_tile, states, link, last, MARKED)
 
-    last = t == T - 1
     dh = dy.to(ACC)
     if HAS_D_H_N:
         dh += tl.load(d_h_n + group_offsets, mask=unit_tile & last, other=0.0).to(ACC)
     # A branch, not zeros in place of d_gates: 0 * W_hh is NaN where W_hh is not finite.
     if t < T - 1:
-        dh = accumulate_product(
-            dh,
-            d_gates,
-            (row_of_all + forwards * B * G) * (K * H),
-            row_mask,
+        acc = dh
+        if MARKED:
+            acc = tl.zeros((BLOCK_B, BLOCK_H), dtype=ACC)
+        acc = accumulate_product(
+            acc,
+            d_gates + ((row_of_all + forwards * B * G) * (K * H))[:, None],
+            link,
             weight_hh + g * (K * H * H) + units,
             units < H,
             K * H,
@@ -261,11 +279,16 @@ def backward_step(
             UPCAST,
             BLOCK_K,
         )
+        if MARKED:
+            acc = dh + tl.where(link, acc, 0.0)
+        dh = acc
     d_pre, dc = GRAD(h.to(ACC), in_acc(activated, K, ACC), c, c_prev.to(ACC), dh, dc)
+    if MARKED:
+        d_pre = only_alive(d_pre, alive, K)
 
     store_gates(d_gates + gate_offsets, d_pre, unit_tile, K, H)
     if CELL_STATE:
-        tl.store(carry + group_offsets, dc, mask=unit_tile)
+        store_dc(dc, carry, group_offsets, unit_tile, states, first, MARKED)
 
 
 @triton.jit(do_not_specialize=_RUN_TIME)
@@ -280,6 +303,7 @@ def forward_kernel(
     c_n,  # (G, B, H), written if CELL_STATE
     cells,  # (T, B, G, H), written if SAVE
     gates,  # (T, B, G, K*H), written if SAVE: the activated gates
+    marks,  # (T, B) uint8, read if MARKED; see `marks.py`
     T,
     B,
     G,
@@ -294,6 +318,7 @@ def forward_kernel(
     CELL_STATE: tl.constexpr,
     SAVE: tl.constexpr,
     KEEP: tl.constexpr,
+    MARKED: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -306,9 +331,9 @@ def forward_kernel(
     g, rows, first_unit = tile_of_program(B, H, BLOCK_B, BLOCK_H)
     forward_step(
         t, g, rows, first_unit,
-        gates_x, weight_hh, h0, c0, carry, output, h_n, c_n, cells, gates,
+        gates_x, weight_hh, h0, c0, carry, output, h_n, c_n, cells, gates, marks,
         T, B, G, reverse, stride_t, stride_b, stride_g,
-        STEP, H, K, CELL_STATE, SAVE, KEEP, ACC, PRECISION, UPCAST, ALIGN,
+        STEP, H, K, CELL_STATE, SAVE, KEEP, MARKED, ACC, PRECISION, UPCAST, ALIGN,
         BLOCK_B, BLOCK_H, BLOCK_K,
     )  # fmt: skip
 
@@ -322,8 +347,10 @@ def backward_kernel(
     cells,  # (T, B, G, H), as saved; read if CELL_STATE
     output,  # (T, B, G, H), as made by forward
     c0,  # (G, B, H); read if CELL_STATE
-    carry,  # (G, B, H) in ACC: dL/dc_n before, dL/dc_0 after
+    carry,  # (G, B, H) in ACC: dL/dc_n before, dL/dc_0 after; (3, G, B, H) if MARKED: a place of
+    # work, dL/dc_0 (rows of no steps before), dL/dc_n
     d_gates,  # (T, B, G, K*H), written: dL/dgates_x
+    marks,  # (T, B) uint8, read if MARKED; see `marks.py`
     T,
     B,
     G,
@@ -338,6 +365,7 @@ def backward_kernel(
     CELL_STATE: tl.constexpr,
     HAS_D_OUTPUT: tl.constexpr,
     HAS_D_H_N: tl.constexpr,
+    MARKED: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -350,8 +378,8 @@ def backward_kernel(
     g, rows, first_unit = tile_of_program(B, H, BLOCK_B, BLOCK_H)
     backward_step(
         t, g, rows, first_unit,
-        d_output, d_h_n, weight_hh, gates, cells, output, c0, carry, d_gates,
+        d_output, d_h_n, weight_hh, gates, cells, output, c0, carry, d_gates, marks,
         T, B, G, reverse, stride_t, stride_b, stride_g,
-        GRAD, H, K, CELL_STATE, HAS_D_OUTPUT, HAS_D_H_N, ACC, PRECISION, UPCAST, ALIGN,
+        GRAD, H, K, CELL_STATE, HAS_D_OUTPUT, HAS_D_H_N, MARKED, ACC, PRECISION, UPCAST, ALIGN,
         BLOCK_B, BLOCK_H, BLOCK_K,
     )  # fmt: skip

@@ -84,6 +84,7 @@ def constants(
     save: bool = True,
     keep: bool = True,
     chained: bool = False,
+    marked: bool = False,
     has_d_output: bool = True,
     has_d_h_n: bool = True,
 ) -> dict[str, Any]:
@@ -97,6 +98,7 @@ def constants(
         "PRECISION": precision if dtype == torch.float32 else "ieee",
         "UPCAST": INTERPRETED and dtype == torch.bfloat16,
         "ALIGN": align,
+        "MARKED": marked,
         **config.blocks(direction),
     }
     if config.regime == "grid":
@@ -204,7 +206,7 @@ def exchanged(sweep: Sweep) -> tuple[torch.Tensor, ...]:
     size = (tiles_h, config.splits, config.block_b, config.columns(problem))
     parts = torch.empty(
         (problem.G, tiles_b, *size) if config.splits > 1 else (1,),
-        dtype=accumulation_dtype(sweep.tensors[-1].dtype),
+        dtype=accumulation_dtype(sweep.tensors[0].dtype),
         device=device,
     )
     return (*links, parts, counters)

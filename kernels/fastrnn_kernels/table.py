@@ -13,7 +13,7 @@ from .step import backward_step, forward_step, tile_of_program
 STEP_SLOT = 0  # steps done so far, moved on by advance_table
 SIZE_SLOTS = 1  # T, B, G, reverse, stride_t, stride_b, stride_g
 POINTER_SLOTS = 8  # the tensor arguments, in the kernel's order
-MAX_POINTERS = 10
+MAX_POINTERS = 11
 TABLE_SIZE = POINTER_SLOTS + MAX_POINTERS
 
 _UNSPECIALIZED = [f"size{i}" for i in range(7)] + [f"pointer{i}" for i in range(MAX_POINTERS)]
@@ -39,6 +39,7 @@ def fill_table(
     pointer7: tl.int64,
     pointer8: tl.int64,
     pointer9: tl.int64,
+    pointer10: tl.int64,
 ):
     """Write a sweep's arguments, and go back to step 0.
 
@@ -63,6 +64,7 @@ def fill_table(
     tl.store(table + 15, pointer7)
     tl.store(table + 16, pointer8)
     tl.store(table + 17, pointer9)
+    tl.store(table + 18, pointer10)
 
 
 @triton.jit(do_not_specialize=["steps"])
@@ -89,6 +91,7 @@ def forward_from_table(
     CELL_STATE: tl.constexpr,
     SAVE: tl.constexpr,
     KEEP: tl.constexpr,
+    MARKED: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -118,6 +121,7 @@ def forward_from_table(
             load_pointer(table, 7, DTYPE),
             load_pointer(table, 8, DTYPE),
             load_pointer(table, 9, DTYPE),
+            load_pointer(table, 10, tl.uint8),
             T,
             B,
             tl.load(table + 3),
@@ -131,6 +135,7 @@ def forward_from_table(
             CELL_STATE,
             SAVE,
             KEEP,
+            MARKED,
             ACC,
             PRECISION,
             UPCAST,
@@ -152,6 +157,7 @@ def backward_from_table(
     CELL_STATE: tl.constexpr,
     HAS_D_OUTPUT: tl.constexpr,
     HAS_D_H_N: tl.constexpr,
+    MARKED: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -180,6 +186,7 @@ def backward_from_table(
             load_pointer(table, 6, DTYPE),
             load_pointer(table, 7, ACC),
             load_pointer(table, 8, DTYPE),
+            load_pointer(table, 9, tl.uint8),
             T,
             B,
             tl.load(table + 3),
@@ -193,6 +200,7 @@ def backward_from_table(
             CELL_STATE,
             HAS_D_OUTPUT,
             HAS_D_H_N,
+            MARKED,
             ACC,
             PRECISION,
             UPCAST,

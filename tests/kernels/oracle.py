@@ -128,3 +128,76 @@ def joined(layers):
             for f in fields
         )
     )
+
+
+def segments(length, resets, backwards):
+    """Steps of one row in the order of processing, cut where the state starts anew."""
+    found = []
+    for t in order(length, backwards):
+        if not found or (resets is not None and resets[t]):
+            found.append([])
+        found[-1].append(t)
+    return found
+
+
+def forward_rows(cell, gates_x, weight_hh, h0, c0, reverse, lengths, resets):
+    """Each row for itself, and each of its segments from h0 and c0 on."""
+    T, B, G, _ = gates_x.shape
+    shape = (T, B, G, weight_hh.shape[2])
+    stateful = cell == "lstm"
+    made = Forward(
+        np.zeros(shape), h0.copy(), c0.copy() if stateful else None,
+        np.zeros(gates_x.shape) if stateful else None, np.zeros(shape) if stateful else None,
+    )  # fmt: skip
+    for g, b, steps in rows_of(T, B, reverse, lengths, resets):
+        one = forward(
+            cell, gates_x[steps, b : b + 1, g : g + 1], *only(g, weight_hh),
+            *(x if x is None else x[g : g + 1, b : b + 1] for x in (h0, c0)), (False,),
+        )  # fmt: skip
+        for whole, part in zip(made, one, strict=True):
+            if part is not None and part.ndim == 4:
+                whole[steps, b, g] = part[:, 0, 0]
+            elif part is not None:
+                whole[g, b] = part[0, 0]  # that of the last segment stays
+    return made
+
+
+def backward_rows(
+    cell, weight_hh, saved, c0, d_output, d_h_n, d_c_n, reverse, lengths, resets
+):  # fmt: skip
+    T, B, G, H = saved.output.shape
+    d_gates = np.zeros((T, B, G, weight_hh.shape[1]))
+    d_c0 = np.zeros((G, B, H))
+    ended = set()
+    for g, b, steps in reversed(list(rows_of(T, B, reverse, lengths, resets))):
+        at = (steps, slice(b, b + 1), slice(g, g + 1))
+        # only the last segment, the first to come here, has a final state that somebody sees
+        seen = (g, b) not in ended
+        finals = [x[g : g + 1, b : b + 1] if seen and x is not None else None
+                  for x in (d_h_n, d_c_n)]  # fmt: skip
+        ended.add((g, b))
+        one = backward(
+            cell, weight_hh[g : g + 1],
+            Forward(*(x if x is None or x.ndim < 4 else x[at] for x in saved)),
+            None if c0 is None else c0[g : g + 1, b : b + 1],
+            None if d_output is None else d_output[at], *finals, (False,),
+        )  # fmt: skip
+        d_gates[at] = one.d_gates
+        if one.d_c0 is not None:
+            d_c0[g, b] += one.d_c0[0, 0]
+    if d_c_n is not None:
+        for g in range(G):
+            for b in range(B):
+                if (g, b) not in ended:  # no steps: the final state is the initial one
+                    d_c0[g, b] = d_c_n[g, b]
+    return Backward(d_gates, d_c0 if cell == "lstm" else None)
+
+
+def rows_of(T, B, reverse, lengths, resets):
+    """(group, row, steps of a segment), in the order of processing."""
+    for g, backwards in enumerate(reverse):
+        for b in range(B):
+            length = T if lengths is None else lengths[b]
+            own = None if resets is None else resets[:, b]
+            for steps in segments(length, own, backwards):
+                yield g, b, steps

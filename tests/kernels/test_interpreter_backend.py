@@ -167,9 +167,45 @@ def test_auto_never_takes_the_interpreter():
 
 def test_what_the_kernels_do_not_cover_is_said():
     layer = fastrnn.LSTM(4, 8, proj_size=2, backend="triton")
-    packed = torch.nn.utils.rnn.pack_sequence([torch.randn(3, 4), torch.randn(2, 4)])
-    with pytest.raises(fastrnn.BackendError) as raised:
-        layer(packed)
-    text = str(raised.value)
-    assert "proj_size is 2; projections are not fused" in text
-    assert "sequences have different lengths; needs equal lengths" in text
+    with pytest.raises(fastrnn.BackendError, match="proj_size is 2; projections are not fused"):
+        layer(torch.randn(3, 2, 4))
+
+
+@pytest.mark.parametrize("how", ["lengths", "resets", "both", "packed"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("kind", [fastrnn.LSTM, fastrnn.RNN])
+def test_lengths_and_resets(kind, bidirectional, how):
+    """Outputs, states and every gradient, two layers, as the reference has them."""
+    T, B, I, H = 6, 4, 3, 5
+    shape = {"num_layers": 2, "bidirectional": bidirectional}
+    layers = [kind(I, H, backend=name, **shape).double() for name in ("triton", "reference")]
+    layers[1].load_state_dict(layers[0].state_dict())
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*sizes):
+        return torch.randn(sizes, generator=generator, dtype=torch.float64)
+
+    x, states = normal(T, B, I), [normal(2 + 2 * bidirectional, B, H) for _ in range(2)]
+    given = {
+        "lengths": torch.tensor([T, 0, 3, 1]) if how in ("lengths", "both") else None,
+        "resets": torch.rand(T, B, generator=generator) < 0.3
+        if how in ("resets", "both")
+        else None,
+    }
+    results = []
+    for layer in layers:
+        leaves = [tensor.clone().requires_grad_() for tensor in (x, *states)]
+        hx = tuple(leaves[1:]) if kind is fastrnn.LSTM else leaves[1]
+        if how == "packed":
+            pack = torch.nn.utils.rnn.pack_padded_sequence
+            output, final = layer(pack(leaves[0], [T, 2, 3, 1], enforce_sorted=False), hx)
+            output = output.data
+        else:
+            output, final = layer(leaves[0], hx, **given)
+        final = final if isinstance(final, tuple) else (final,)
+        weight = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).view_as(output)
+        loss = (output * weight).sum() + sum(state.sin().sum() for state in final)
+        wanted = leaves[: 1 + len(final)] + list(layer.parameters())
+        results.append([output, *final, *torch.autograd.grad(loss, wanted)])
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want)

@@ -23,7 +23,7 @@ from benchmarks import exchange, one_case, outlook, regimes, sanitize
 from benchmarks.outlook import LAYERS
 from fastrnn import stack
 from fastrnn.bench_cases import Case, layer
-from fastrnn_kernels import launch
+from fastrnn_kernels import enqueue, launch
 from fastrnn_kernels.model import Rates
 from fastrnn_kernels.plan import REGIMES
 from fastrnn_triton.backend import TritonBackend
@@ -372,7 +372,7 @@ def test_what_the_sanitizer_looks_at_is_every_kernel(monkeypatch):
         for tensor in which.tensors:
             tensor.nan_to_num_(0.0)  # of a kernel that has not run
 
-    monkeypatch.setattr(launch, "run", run)
+    monkeypatch.setattr(enqueue, "run", run)
     sanitize.passes("cpu")
     assert {(regime, direction) for regime, direction, _ in ran} == sweep.KERNELS.keys()
     assert {splits for _, _, splits in ran} >= {1, 2, 4}

@@ -20,7 +20,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 
 import fastrnn_kernels as kernels
 from chain_cases import Chain, assert_close, backward, expect, forward, make, run
-from fastrnn_kernels import launch
+from fastrnn_kernels import enqueue
 from interpreter_cases import BF16, F16, F32, F64, GRID, SHARED, STATEFUL
 
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -90,7 +90,7 @@ def test_gates_of_all_layers_do_not_fit_where_gates_x_of_one_is():
 
 
 def test_an_empty_batch_launches_nothing(monkeypatch):
-    monkeypatch.setattr(launch, "run", None)
+    monkeypatch.setattr(enqueue, "run", None)
     made, back = run(case := Chain("lstm", 2, 0, 3, F32, THREE), make(case))
     assert made.output.shape == (2, 0, 3, 3)
     assert made.h_n.shape == back.d_c0.shape == (3, 0, 3)
@@ -99,7 +99,7 @@ def test_an_empty_batch_launches_nothing(monkeypatch):
 @pytest.mark.parametrize("launched", [2, 3])
 def test_the_plan_is_that_of_chained_groups(launched, monkeypatch):
     swept = []
-    monkeypatch.setattr(launch, "run", swept.append)
+    monkeypatch.setattr(enqueue, "run", swept.append)
     case = Chain("lstm", 4, 3, 5, F32, (False,) * launched)
     run(case, make(case))
     assert [sweep.problem.direction for sweep in swept] == ["forward", "backward"]

@@ -16,7 +16,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     )
 
 import fastrnn_kernels as kernels
-from fastrnn_kernels import graphs, launch, table
+from fastrnn_kernels import enqueue, graphs, table
 from fastrnn_kernels.plan import REGIMES
 from interpreter_cases import F32, SHARED, Case, make, run
 
@@ -128,7 +128,7 @@ def test_step_may_start_anywhere_in_memory_unless_a_graph_is_demanded():
 
 
 def test_empty_batch_launches_nothing(monkeypatch):
-    monkeypatch.setattr(launch, "run", None)
+    monkeypatch.setattr(enqueue, "run", None)
     case = Case("lstm", 2, 0, 3, F32, (False, True))
     made, back = run(case, make(case))
     assert made.output.shape == (2, 0, 2, 3)

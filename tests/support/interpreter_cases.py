@@ -177,8 +177,13 @@ def make(case, scale=1.0, seed=0):
     }
 
 
+def ends(a):
+    """Lengths and resets, if there are any."""
+    return {name: a[name] for name in ("lengths", "resets") if name in a}
+
+
 def run(case, a, save=True):
-    common = {"reverse": case.reverse}
+    common = {"reverse": case.reverse} | ends(a)
     made = kernels.forward(
         case.cell,
         a["gates_x"],
@@ -198,7 +203,13 @@ def run(case, a, save=True):
 
 
 def expect(oracle, case, a):
+    rows = {name: None if v is None else v.numpy() for name, v in ends(a).items()}
     x = {name: None if v is None else v.double().numpy() for name, v in a.items()}
+    if rows:
+        arguments = (x["gates_x"], x["weight_hh"], x["h0"], x["c0"], case.reverse)
+        made = oracle.forward_rows(case.cell, *arguments, **rows)
+        grads = (x["d_output"], x["d_h_n"], x["d_c_n"], case.reverse)
+        return made, oracle.backward_rows(case.cell, x["weight_hh"], made, x["c0"], *grads, **rows)
     made = oracle.forward(case.cell, x["gates_x"], x["weight_hh"], x["h0"], x["c0"], case.reverse)
     grads = (x["d_output"], x["d_h_n"], x["d_c_n"])
     back = oracle.backward(case.cell, x["weight_hh"], made, x["c0"], *grads, case.reverse)
