@@ -61,6 +61,8 @@ class Backend(ABC):
     which would follow the host's and hide every change."""
     recomputes: ClassVar[bool] = False
     """Whether it can run a `Request.recompute`; layer backends can, through fastrnn."""
+    resets: ClassVar[bool] = False
+    """Whether it heeds `Layer.resets`; without a word, it is taken not to know them."""
 
     def unavailable(self) -> list[str]:
         """Why this machine can run nothing at all with it; empty if it can.
@@ -149,7 +151,7 @@ class Layer:
     weight_hr: Tensor | None
     """(G, P, H), projected LSTM only."""
     lengths: Tensor | None
-    """(B,) int64: steps of each row; None if every row has T."""
+    """(B,) int64: steps of each row, 0 to T; None if every row has T. x is zero past them."""
     reverse: tuple[bool, ...]
     """Per group: does time run backwards?"""
     precision: str
@@ -169,6 +171,11 @@ class Layer:
     through weight_chain[g]. Only group 0 takes x then, weight_ih is (1, K*H, I), and of the outputs
     only that of the last group is returned or has a gradient, (T, B, 1, H). None where groups are
     independent, as they are for a backend that does not override `layers_at_once`."""
+    resets: Tensor | None = None
+    """(T, B) bool, shared by all groups: where true, the state that enters that step, in the
+    group's own direction of time, is not that of the step before but h0 and c0 of the row. The
+    gradient of that state is then added to those of h0 and c0. Ignored past a row's length; None
+    if nothing is reset. Only for a backend that says `resets = True`."""
 
     @property
     def gates(self) -> int:
@@ -192,7 +199,8 @@ class LayerOutput(NamedTuple):
     output: Tensor
     """(T, B, G, P), zero past a row's length; see `Layer.final_only`."""
     h_n: Tensor
-    """(G, B, P): h after each row's last step in its direction. Not a view of `output`."""
+    """(G, B, P): h after each row's last step in its direction, h0 of a row of length 0. Not a
+    view of `output`."""
     c_n: Tensor | None
     """(G, B, H), LSTM only."""
     saved: tuple[Tensor, ...]
@@ -246,8 +254,8 @@ class LayerBackend(Backend):
         """How many of the request's layers to pass in one `Layer`, chained; 1: one by one.
 
         Optional, for backends that work on several layers at the same time. Asked only of stacks
-        in one direction without dropout, projection, variable lengths or `recompute`. The last
-        `Layer` of a stack may have fewer.
+        in one direction without dropout, projection, variable lengths, resets or `recompute`. The
+        last `Layer` of a stack may have fewer.
         """
         return 1
 

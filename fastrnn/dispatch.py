@@ -221,11 +221,22 @@ def _ask(backend: Backend, request: Request, here: bool) -> Candidate:
         reasons += _checked_reasons(backend.can_run(request))
         if request.recompute and request.needs_grad and not backend.recomputes:
             reasons += ("recompute was asked for; it keeps what every step needs",)
+        reasons = reasons or _unheeded(backend, request)
         return Candidate(
             backend.name, reasons, None if reasons else _checked_cost(backend, request)
         )
     except Exception as error:  # a third party's bug must not stop the others
         return Candidate(backend.name, (f"it raised {type(error).__name__}: {error}",), None)
+
+
+def _unheeded(backend: Backend, request: Request) -> tuple[str, ...]:
+    """What a backend would ignore in silence, were it older than that part of a request."""
+    reasons: tuple[str, ...] = ()
+    if request.padded and isinstance(backend, StackBackend):
+        reasons += ("lengths of padded rows were given; it takes whole stacks, packed",)
+    if request.resets and not backend.resets:
+        reasons += ("resets were given; it does not say that it heeds them (resets = True)",)
+    return reasons
 
 
 def _with_measurements(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn import checks, stack
+from fastrnn import checks, masks, stack
 from fastrnn.backend import StackBackend, StackCall
 from fastrnn.dispatch import AUTO, current_override, decide, decide_constant
 from fastrnn.plugins import registry
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
+
+    from fastrnn.masks import Lengths
 
 _CELLS = {"tanh": "rnn_tanh", "relu": "rnn_relu", "sigmoid": "rnn_sigmoid"}
 
@@ -37,6 +39,8 @@ def lstm(
     backend: str = AUTO,
     final_only: bool = False,
     recompute: bool | int = False,
+    lengths: Lengths | None = None,
+    resets: Tensor | None = None,
 ) -> tuple[Tensor | PackedSequence | None, tuple[Tensor, Tensor]]:
     """LSTM without a module.
 
@@ -60,6 +64,8 @@ def lstm(
         final_only: whether only the final states are of use; the output is then None.
         recompute: whether training saves memory: True, or the number of steps between the states
             it keeps; see `fastrnn.LSTM`.
+        lengths: (B,) integers, the steps of each row of a padded input; see `fastrnn.LSTM.forward`.
+        resets: (T, B) bool, where rows start over; see `fastrnn.LSTM.forward`.
 
     Returns:
         output (T, B, D * P), shaped as `input` is, or None if `final_only`, and (h_n, c_n), shaped
@@ -67,8 +73,10 @@ def lstm(
 
     Raises:
         ValueError, RuntimeError: as torch.nn.LSTM raises for wrong inputs or states, and for
-            weights that do not belong together; ValueError too for a `recompute` below 1.
-        TypeError: `final_only` is no bool, or `recompute` neither a bool nor an int.
+            weights that do not belong together; ValueError too for a `recompute` below 1, and as
+            `fastrnn.LSTM.forward` raises for `lengths` and `resets`.
+        TypeError: `final_only` is no bool, `recompute` neither a bool nor an int, `lengths` no
+            integers, or `resets` no bool tensor.
         BackendError: `backend` names none that can run this call.
     """
     checks.check_type("final_only", final_only, bool)
@@ -76,6 +84,7 @@ def lstm(
     output, states = run(
         spec, input, hx, weights, batch_first=batch_first, dropout=dropout, training=training,
         backend=backend, final_only=final_only, recompute=checks.recompute_steps(recompute),
+        lengths=lengths, resets=resets,
     )  # fmt: skip
     return output, cast("tuple[Tensor, Tensor]", states)
 
@@ -95,6 +104,8 @@ def rnn(
     backend: str = AUTO,
     final_only: bool = False,
     recompute: bool | int = False,
+    lengths: Lengths | None = None,
+    resets: Tensor | None = None,
 ) -> tuple[Tensor | PackedSequence | None, Tensor]:
     """Elman RNN without a module; `lstm`'s arguments, but for these.
 
@@ -113,6 +124,8 @@ def rnn(
         backend: as for `lstm`.
         final_only: as for `lstm`.
         recompute: as for `lstm`.
+        lengths: as for `lstm`.
+        resets: as for `lstm`.
 
     Returns:
         output (T, B, D * H), shaped as `input` is, or None if `final_only`, and h_n, shaped as
@@ -121,7 +134,7 @@ def rnn(
     Raises:
         ValueError, RuntimeError: as torch.nn.RNN raises for wrong inputs or states, for an
             unknown nonlinearity, and for weights that do not belong together; ValueError too
-            for a `recompute` below 1.
+            for a `recompute` below 1, `lengths` and `resets`, as for `lstm`.
         TypeError: as for `lstm`.
         BackendError: `backend` names none that can run this call.
     """
@@ -135,6 +148,7 @@ def rnn(
     output, state = run(
         spec, input, hx, weights, batch_first=batch_first, dropout=dropout, training=training,
         backend=backend, final_only=final_only, recompute=checks.recompute_steps(recompute),
+        lengths=lengths, resets=resets,
     )  # fmt: skip
     return output, cast("Tensor", state)
 
@@ -151,6 +165,8 @@ def run(
     backend: str,
     final_only: bool = False,
     recompute: int = 0,
+    lengths: Lengths | None = None,
+    resets: Tensor | None = None,
 ) -> tuple[Tensor | PackedSequence | None, Tensor | tuple[Tensor, Tensor]]:
     """What `lstm`, `rnn` and the modules share; `weights` must fit `spec`.
 
@@ -158,8 +174,12 @@ def run(
 
     Raises:
         ValueError, RuntimeError: as torch.nn raises for wrong inputs or states.
+        ValueError, TypeError: as `fastrnn.masks` raises for wrong `lengths` or `resets`.
         BackendError: `backend` names none that can run this call.
     """
+    packed = isinstance(input, PackedSequence)
+    if lengths is not None or resets is not None:
+        masks.check_combination(lengths, resets, packed=packed, recompute=recompute)
     if isinstance(input, PackedSequence):
         return _run_packed(
             spec, input, hx, weights, dropout, training, backend, final_only, recompute
@@ -170,16 +190,24 @@ def run(
         raise checks.wrong_input_dims(spec, dims)
     if unbatched:
         input = input.unsqueeze(0 if batch_first else 1)
-    batch = input.shape[0 if batch_first else 1]
+    steps, batch = input.shape[:2]
+    if batch_first:
+        steps, batch = batch, steps
     states = None if hx is None else checks.as_states(spec, hx, unbatched)
     checks.check_input(spec, input, weights[0], 3)
     if states is None:
         states = _zero_states(spec, input, batch)
     else:
         checks.check_states(spec, states, batch)
+    if lengths is not None:
+        lengths = masks.as_lengths(lengths, steps, batch, input.device, unbatched=unbatched)
+    if resets is not None:
+        resets = masks.as_resets(
+            resets, steps, batch, input.device, batch_first=batch_first, unbatched=unbatched
+        )
     output, *final = _dispatch(
         spec, input, None, states, weights, batch_first, dropout, training, backend, final_only,
-        recompute,
+        recompute, lengths, resets,
     )  # fmt: skip
     if unbatched:
         final = [state.squeeze(1) for state in final]
@@ -240,6 +268,8 @@ def make_request(
     dropout: float,
     training: bool,
     recompute: int = 0,
+    padded: bool = False,
+    resets: bool = False,
 ) -> Request:
     """The metadata of one call; `input` is three-dimensional, or a PackedSequence's data."""
     cell, input_size, hidden_size, proj_size, num_layers, bias, bidirectional = spec
@@ -273,10 +303,12 @@ def make_request(
         "ieee" if on_cpu else float32_precision(),
         needs_grad,
         training,
-        batch_sizes is not None,
+        padded or batch_sizes is not None,
         compiling,
         torch.get_num_threads() if on_cpu and not compiling else 0,
         recompute if needs_grad else 0,
+        padded,
+        resets,
     )
 
 
@@ -310,65 +342,24 @@ def _dispatch(
     backend: str,
     final_only: bool,
     recompute: int,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
 ) -> tuple[Any, ...]:
     """Output, or None if `final_only`, and final states, from the backend that is chosen."""
     request = make_request(
-        spec, input, batch_sizes, states, weights, batch_first, dropout, training, recompute
-    )
+        spec, input, batch_sizes, states, weights, batch_first, dropout, training, recompute,
+        lengths is not None, resets is not None,
+    )  # fmt: skip
     if request.compiling:
         name, at_once = decide_constant(backend, current_override(), *map(_as_constant, request))
     else:
         decision = decide(request, backend)
         name, at_once = decision.backend, decision.layers_at_once
     chosen = registry().backends[name]
+    call = StackCall(request, input, batch_sizes, states, weights, batch_first)
     if isinstance(chosen, StackBackend):
-        made = chosen.run(StackCall(request, input, batch_sizes, states, weights, batch_first))
+        made = chosen.run(call)
         return (None, *made[1:]) if final_only else made
-    return _run_layers(
-        spec, request, name, at_once, input, batch_sizes, states, weights, batch_first, final_only
+    return stack.run_call(
+        spec, call, name, at_once=at_once, lengths=lengths, resets=resets, final_only=final_only
     )
-
-
-def _run_layers(
-    spec: Spec,
-    request: Request,
-    backend: str,
-    at_once: int,
-    input: Tensor,
-    batch_sizes: Tensor | None,
-    states: tuple[Tensor, ...],
-    weights: Sequence[Tensor],
-    batch_first: bool,
-    final_only: bool,
-) -> tuple[Any, ...]:
-    """Bring the call into the one form that a layer backend knows: padded, time-major, one dtype.
-
-    An autocast region changes the dtype of the arithmetic; the casts are differentiable, so
-    gradients come back in the dtype of what was passed in.
-    """
-    lengths = None
-    time = 1 if batch_first and batch_sizes is None else 0
-    checks.check_tensors(input, states, weights, input.shape[time])
-    if batch_sizes is not None:
-        packed = PackedSequence(input, batch_sizes)
-        input, lengths = torch.nn.utils.rnn.pad_packed_sequence(packed)
-        lengths = lengths.to(input.device)
-    elif batch_first:
-        input = input.transpose(0, 1)
-    if input.dtype != request.dtype or weights[0].dtype != request.dtype:
-        input = input.to(request.dtype)
-        states = tuple(state.to(request.dtype) for state in states)
-        weights = [weight.to(request.dtype) for weight in weights]
-    output, *final = stack.run(
-        spec, input, states, weights, lengths=lengths, dropout=request.dropout,
-        precision=request.precision, save=request.needs_grad, backend=backend,
-        final_only=final_only, recompute=request.recompute, at_once=at_once,
-    )  # fmt: skip
-    if final_only:
-        return (None, *final)
-    if batch_sizes is not None:
-        assert lengths is not None
-        output = torch.nn.utils.rnn.pack_padded_sequence(output, lengths.cpu()).data
-    elif batch_first:
-        output = output.transpose(0, 1)
-    return (output, *final)

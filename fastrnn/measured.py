@@ -307,7 +307,9 @@ def _is_sound(timing: Timing) -> bool:
 
 
 def _kind_of_record(record: dict[str, Any]) -> Request:
-    same = {name: record[name] for name in _SAME}
+    # a file that is older than a field is of problems without what the field asks for
+    known = {**Request._field_defaults, **record}
+    same = {name: known[name] for name in _SAME}
     dtype = getattr(torch, same["dtype"])
     if not isinstance(dtype, torch.dtype) or same["cell"] not in GATES:
         raise ValueError(f"a problem has an unknown dtype or cell: {reprlib.repr(record)}")

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn.utils.rnn import PackedSequence
 
+    from fastrnn.masks import Lengths
+
 _MODES = {"tanh": "RNN_TANH", "relu": "RNN_RELU", "sigmoid": "RNN_SIGMOID"}
 
 
@@ -122,7 +124,14 @@ class RNN(Recurrent):
         self.nonlinearity = nonlinearity
 
     @overload
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+    def forward(
+        self,
+        input: Tensor,
+        hx: Tensor | None = None,
+        *,
+        lengths: Lengths | None = None,
+        resets: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]: ...
 
     @overload
     def forward(
@@ -130,7 +139,12 @@ class RNN(Recurrent):
     ) -> tuple[PackedSequence, Tensor]: ...
 
     def forward(
-        self, input: Tensor | PackedSequence, hx: Tensor | None = None
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: Lengths | None = None,
+        resets: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Run the layers over whole sequences.
 
@@ -138,17 +152,31 @@ class RNN(Recurrent):
             input: (T, B, I), (B, T, I) if `batch_first`, (T, I) unbatched, or a PackedSequence.
                 In the dtype of the parameters, unless autocast is on.
             hx: h(0), (L * D, B, H), or (L * D, H) unbatched; zeros if None.
+            lengths: (B,), the steps of each row where rows end before T: a list or tuple of ints,
+                or an integer tensor on any device. Rows come in any order, and may have no step.
+                Past its end a row's output is zero, whatever the input holds there, and its final
+                states are those of its own last step, or `hx` if it has none; a direction backwards
+                in time starts at the row's own end. Nothing waits for a tensor on a GPU: its values
+                are not checked but clamped to 0 to T, and so are those of any tensor under
+                torch.compile. Unbatched, a number or (1,). Not for a PackedSequence.
+            resets: (T, B) bool, (B, T) if `batch_first`, (T,) unbatched. Where true, the step does
+                not follow on the one before: the row starts over from `hx`, as an environment does
+                with a new episode. Gradients go to `hx` and not to the step before. In a direction
+                backwards in time the step before is t + 1. Ignored past a row's length. Not for a
+                PackedSequence, nor with `recompute`.
 
         Returns:
             output, the last layer's h(t), shaped as `input` with D * H features, or None if
             `final_only`, and h_n, every layer's last h(t), shaped as `hx`.
 
         Raises:
-            ValueError: wrong dims or dtype of `input`.
+            ValueError: wrong dims or dtype of `input`; wrong number, values or shape of `lengths`
+                or `resets`, or with what they cannot be combined.
+            TypeError: `lengths` holds no integers, or `resets` is no bool tensor.
             RuntimeError: wrong sizes of `input` or `hx`.
             BackendError: the named backends cannot run this call; says why each cannot.
         """
-        return self._run(input, hx)
+        return self._run(input, hx, lengths, resets)
 
 
 class LSTM(Recurrent):
@@ -248,7 +276,12 @@ class LSTM(Recurrent):
 
     @overload
     def forward(
-        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+        self,
+        input: Tensor,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        lengths: Lengths | None = None,
+        resets: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]: ...
 
     @overload
@@ -257,7 +290,12 @@ class LSTM(Recurrent):
     ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]: ...
 
     def forward(
-        self, input: Tensor | PackedSequence, hx: tuple[Tensor, Tensor] | None = None
+        self,
+        input: Tensor | PackedSequence,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        lengths: Lengths | None = None,
+        resets: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
         """Run the layers over whole sequences.
 
@@ -266,14 +304,28 @@ class LSTM(Recurrent):
                 In the dtype of the parameters, unless autocast is on.
             hx: h(0) (L * D, B, P) and c(0) (L * D, B, H), both without B if unbatched; zeros if
                 None.
+            lengths: (B,), the steps of each row where rows end before T: a list or tuple of ints,
+                or an integer tensor on any device. Rows come in any order, and may have no step.
+                Past its end a row's output is zero, whatever the input holds there, and its final
+                states are those of its own last step, or `hx` if it has none; a direction backwards
+                in time starts at the row's own end. Nothing waits for a tensor on a GPU: its values
+                are not checked but clamped to 0 to T, and so are those of any tensor under
+                torch.compile. Unbatched, a number or (1,). Not for a PackedSequence.
+            resets: (T, B) bool, (B, T) if `batch_first`, (T,) unbatched. Where true, the step does
+                not follow on the one before: the row starts over from `hx`, as an environment does
+                with a new episode. Gradients go to `hx` and not to the step before. In a direction
+                backwards in time the step before is t + 1. Ignored past a row's length. Not for a
+                PackedSequence, nor with `recompute`.
 
         Returns:
             output, the last layer's h(t), shaped as `input` with D * P features, or None if
             `final_only`, and (h_n, c_n), every layer's last h(t) and c(t), shaped as `hx`.
 
         Raises:
-            ValueError: wrong dims or dtype of `input`.
+            ValueError: wrong dims or dtype of `input`; wrong number, values or shape of `lengths`
+                or `resets`, or with what they cannot be combined.
+            TypeError: `lengths` holds no integers, or `resets` is no bool tensor.
             RuntimeError: wrong sizes of `input` or `hx`.
             BackendError: the named backends cannot run this call; says why each cannot.
         """
-        return self._run(input, hx)
+        return self._run(input, hx, lengths, resets)

@@ -34,13 +34,13 @@ return lists cost torch.library several times as much per call."""
 _keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
 """Whether the backward pass that is running retains its graph; what torch's own compiled graphs ask
 before they write over saved tensors. None where torch has no such function."""
-TENSORS = len(Wanted._fields) + 1
-"""Tensors among a layer's arguments: those that may have a gradient, and lengths."""
+TENSORS = len(Wanted._fields) + 2
+"""Tensors among a layer's arguments: those that may have a gradient, lengths and resets."""
 
 _LAYER = (
     "Tensor x, Tensor weight_ih, Tensor weight_hh, Tensor? bias, Tensor h0, Tensor? c0, "
-    "Tensor? weight_hr, Tensor? weight_chain, Tensor? lengths, str cell, bool[] reverse, "
-    "str precision, int recompute, bool final_only, bool save, str backend"
+    "Tensor? weight_hr, Tensor? weight_chain, Tensor? lengths, Tensor? resets, str cell, "
+    "bool[] reverse, str precision, int recompute, bool final_only, bool save, str backend"
 )
 _SAVED = ", ".join(f"Tensor saved_{i}" for i in range(SAVED))
 _library = torch.library.Library("fastrnn", "DEF")
@@ -63,8 +63,8 @@ def layer_forward(layer: Layer, backend: str) -> tuple[Tensor, Tensor, Tensor | 
     """
     output, h_n, c_n, *_ = torch.ops.fastrnn.layer_forward(
         layer.x, layer.weight_ih, layer.weight_hh, layer.bias, layer.h0, layer.c0,
-        layer.weight_hr, layer.weight_chain, layer.lengths, layer.cell, layer.reverse,
-        layer.precision, layer.recompute, layer.final_only, layer.save, backend,
+        layer.weight_hr, layer.weight_chain, layer.lengths, layer.resets, layer.cell,
+        layer.reverse, layer.precision, layer.recompute, layer.final_only, layer.save, backend,
     )  # fmt: skip
     return output, h_n, None if layer.c0 is None else c_n
 
@@ -72,12 +72,12 @@ def layer_forward(layer: Layer, backend: str) -> tuple[Tensor, Tensor, Tensor | 
 def _layer(arguments: Sequence[Any]) -> tuple[Layer, LayerBackend]:
     """The `Layer` and the backend behind the operators' shared arguments, see `_LAYER`."""
     *tensors, cell, reverse, precision, recompute, final_only, save, backend = arguments
-    x, weight_ih, weight_hh, bias, h0, c0, weight_hr, weight_chain, lengths = tensors
+    x, weight_ih, weight_hh, bias, h0, c0, weight_hr, weight_chain, lengths, resets = tensors
     layer = Layer(
         x=x, weight_ih=weight_ih, weight_hh=weight_hh, bias=bias, h0=h0, c0=c0,
         weight_hr=weight_hr, lengths=lengths, cell=cell, reverse=tuple(reverse),
         precision=precision, save=save, final_only=final_only, recompute=recompute,
-        weight_chain=weight_chain,
+        weight_chain=weight_chain, resets=resets,
     )  # fmt: skip
     return layer, cast("LayerBackend", registry().backends[backend])
 
@@ -175,8 +175,8 @@ class _LayerFunction(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         kept = ctx.saved_tensors  # asked for once: torch's checkpoints refuse a second time
         inputs, (output, *saved) = kept[:TENSORS], kept[TENSORS:]
-        nothing = [None] * (1 + len(ctx.static))  # for lengths and what is not a tensor
         wanted = ctx.needs_input_grad[: len(Wanted._fields)]
+        nothing = [None] * (len(ctx.needs_input_grad) - len(wanted))
         if d_output is None and d_h_n is None and d_c_n is None:
             return (*(None for _ in wanted), *nothing)
         grads = (d_output, d_h_n, None if inputs[5] is None else d_c_n)

@@ -82,12 +82,16 @@ def recurrent_weight_gradient(
     """dL/dW_hh = sum over t of dgates(t) h(t-1)^T: (G, K*H, P).
 
     The sum splits into the steps that follow a stored output, one product over all of them, and
-    each row's first step, which follows h0.
+    each row's first step, which follows h0. With resets many do, and h(t-1) is written out.
     """
     steps, batch = d_gates.shape[:2]
     total = []
     for group, reverse in enumerate(layer.reverse):
         d_group, h = d_gates[:, :, group], output[:, :, group]
+        if layer.resets is not None:
+            before = entering(h, layer.h0[group], layer.lengths, layer.resets, reverse)
+            total.append(multiply(d_group.flatten(0, 1).mT, before.flatten(0, 1)))
+            continue
         later, earlier = (d_group[:-1], h[1:]) if reverse else (d_group[1:], h[:-1])
         if not reverse or layer.lengths is None:
             first = d_group[-1 if reverse else 0]
@@ -99,6 +103,31 @@ def recurrent_weight_gradient(
             d_weight = multiply(later.flatten(0, 1).mT, earlier.flatten(0, 1), d_weight)
         total.append(d_weight)
     return torch.stack(total)
+
+
+def entering(
+    states: Tensor, initial: Tensor, lengths: Tensor | None, resets: Tensor | None, reverse: bool
+) -> Tensor:
+    """The state that enters each step of one group, from those that leave them.
+
+    Past a row's length it means nothing.
+
+    Args:
+        states: (T, B, N), h or c after each step.
+        initial: (B, N), h0 or c0: what enters a row's first step, and those that are reset.
+        lengths: `Layer.lengths`.
+        resets: `Layer.resets`.
+        reverse: whether time runs backwards.
+    """
+    first = initial.unsqueeze(0)
+    before = torch.cat((states[1:], first) if reverse else (first, states[:-1]))
+    starts = resets
+    if reverse and lengths is not None:
+        # a row's first step, its last in memory, follows none of the steps that it never took
+        time = torch.arange(states.shape[0], device=states.device)
+        own_first = time.unsqueeze(1) == lengths.to(states.device) - 1
+        starts = own_first if starts is None else starts | own_first
+    return before if starts is None else torch.where(starts.unsqueeze(2), initial, before)
 
 
 def by_group(sequence: Tensor) -> Tensor:

@@ -17,11 +17,13 @@ from torch.nn.utils.rnn import PackedSequence
 from fastrnn.checks import check_type, recompute_steps
 from fastrnn.dispatch import AUTO, decide, parse_names
 from fastrnn.functional import make_request, run
+from fastrnn.masks import check_combination
 from fastrnn.request import Spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from fastrnn.masks import Lengths
     from fastrnn.request import Decision
 
 _IN_SPEC = frozenset(
@@ -242,7 +244,13 @@ class Recurrent(nn.Module):
         except KeyError:  # some are computed: parametrizations, weight drop, pruning, replicas
             return [getattr(self, name) for name in self._weight_names]
 
-    def _run(self, input: Tensor | PackedSequence, hx: Any) -> tuple[Any, Any]:
+    def _run(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Any,
+        lengths: Lengths | None,
+        resets: Tensor | None,
+    ) -> tuple[Any, Any]:
         return run(
             self._spec,
             input,
@@ -254,6 +262,8 @@ class Recurrent(nn.Module):
             backend=self.backend,
             final_only=self.final_only,
             recompute=recompute_steps(self.recompute),
+            lengths=lengths,
+            resets=resets,
         )
 
 
@@ -261,8 +271,11 @@ def explain(
     layer: nn.Module,
     input: Tensor | PackedSequence,
     hx: Tensor | tuple[Tensor, Tensor] | None = None,
+    *,
+    lengths: Lengths | None = None,
+    resets: Tensor | None = None,
 ) -> Decision:
-    """Which backend `layer(input, hx)` would run on, by which rule, and why not on the others.
+    """Which backend a call of `layer` would run on, by which rule, and why not on the others.
 
     Nothing is run, and shapes are not checked. Print the result, or read its fields.
 
@@ -270,13 +283,19 @@ def explain(
         layer: a `fastrnn.RNN` or `fastrnn.LSTM`.
         input: as for the call.
         hx: as for the call.
+        lengths: as for the call; only whether there are some counts.
+        resets: as for the call; only whether there are some counts.
 
     Raises:
         TypeError: `layer` is none of fastrnn's.
+        ValueError: `lengths` or `resets` cannot be combined with the rest of the call.
         BackendError: no backend can run the call, or none of those that were named.
     """
     if not isinstance(layer, Recurrent):
         raise TypeError(f"layer should be a fastrnn.RNN or LSTM, got: {type(layer).__name__}")
+    recompute = recompute_steps(layer.recompute)
+    packed = isinstance(input, PackedSequence)
+    check_combination(lengths, resets, packed=packed, recompute=recompute)
     states = (hx,) if isinstance(hx, Tensor) else hx or ()
     batch_sizes = None
     if isinstance(input, PackedSequence):
@@ -293,7 +312,9 @@ def explain(
         layer.batch_first,
         layer.dropout,
         layer.training,
-        recompute_steps(layer.recompute),
+        recompute,
+        lengths is not None,
+        resets is not None,
     )
     return decide(request, layer.backend)
 

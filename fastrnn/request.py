@@ -76,7 +76,7 @@ class Request(NamedTuple):
     needs_grad: bool
     training: bool
     varlen: bool
-    """Sequences of different lengths (a PackedSequence)."""
+    """Sequences of different lengths: a PackedSequence, or `padded`."""
     compiling: bool
     """Traced by torch.compile or torch.export."""
     threads: int
@@ -84,6 +84,10 @@ class Request(NamedTuple):
     recompute: int = 0
     """Training keeps the states at every so many steps and recomputes what lies between them; 0
     keeps what the backward pass needs of every step. 0 too where no gradient is needed."""
+    padded: bool = False
+    """`lengths=` of padded rows rather than a PackedSequence; `varlen` is true as well."""
+    resets: bool = False
+    """`resets=`: rows start over from h0 and c0 within the sequence."""
 
     @property
     def gates(self) -> int:
@@ -107,7 +111,7 @@ class Request(NamedTuple):
         Step by step as it is made: nothing is done in between, and no layer runs backwards.
         """
         between = self.bidirectional or self.dropout or self.proj_size or self.varlen
-        return self.num_layers > 1 and not between and not self.recompute
+        return self.num_layers > 1 and not (between or self.recompute or self.resets)
 
     def describe(self) -> str:
         """One line for a person."""
@@ -120,7 +124,8 @@ class Request(NamedTuple):
             "bidirectional" if self.bidirectional else "",
             "" if self.bias else "no bias",
             f"dropout={self.dropout:g}" if self.dropout else "",
-            "variable lengths" if self.varlen else "",
+            "lengths" if self.padded else "variable lengths" if self.varlen else "",
+            "resets" if self.resets else "",
             "forward and backward" if self.needs_grad else "forward only",
             f"recompute={self.recompute}" if self.recompute else "",
             "eval mode" if not self.training else "",

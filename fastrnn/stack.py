@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.utils.rnn import PackedSequence
 
+from fastrnn import checks, masks
 from fastrnn.backend import Layer
 from fastrnn.ops import layer_forward
 
@@ -14,7 +16,63 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from fastrnn.backend import StackCall
     from fastrnn.request import Spec
+
+
+def run_call(
+    spec: Spec,
+    call: StackCall,
+    backend: str,
+    *,
+    at_once: int,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    final_only: bool,
+) -> tuple[Any, ...]:
+    """Bring a call into the one form that a layer backend knows: padded, time-major, one dtype.
+
+    An autocast region changes the dtype of the arithmetic; the casts are differentiable, so
+    gradients come back in the dtype of what was passed in.
+
+    Args:
+        spec: the stack's static shape.
+        call: as a stack backend takes it.
+        backend: as for `run`.
+        at_once: as for `run`.
+        lengths: (B,) int64 of a padded input, or None.
+        resets: (T, B) bool, or None.
+        final_only: whether nobody reads the output.
+
+    Returns:
+        output, or None if `final_only`, in the form of the input, and the final states.
+    """
+    request, x, batch_sizes, states, weights, batch_first = call
+    time = 1 if batch_first and batch_sizes is None else 0
+    checks.check_tensors(x, states, weights, x.shape[time])
+    if batch_sizes is not None:
+        x, lengths = torch.nn.utils.rnn.pad_packed_sequence(PackedSequence(x, batch_sizes))
+        lengths = lengths.to(x.device)
+    else:
+        x = x.transpose(0, 1) if batch_first else x
+        x = x if lengths is None else masks.zero_past(x, lengths)
+    if x.dtype != request.dtype or weights[0].dtype != request.dtype:
+        x = x.to(request.dtype)
+        states = tuple(state.to(request.dtype) for state in states)
+        weights = [weight.to(request.dtype) for weight in weights]
+    output, *final = run(
+        spec, x, states, weights, lengths=lengths, dropout=request.dropout,
+        precision=request.precision, save=request.needs_grad, backend=backend,
+        final_only=final_only, recompute=request.recompute, at_once=at_once, resets=resets,
+    )  # fmt: skip
+    if final_only:
+        return (None, *final)
+    if batch_sizes is not None:
+        assert lengths is not None
+        output = torch.nn.utils.rnn.pack_padded_sequence(output, lengths.cpu()).data
+    elif batch_first:
+        output = output.transpose(0, 1)
+    return (output, *final)
 
 
 def run(
@@ -31,6 +89,7 @@ def run(
     final_only: bool = False,
     recompute: int = 0,
     at_once: int = 1,
+    resets: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """Run every layer in turn; the directions of a layer are one call with G = 2.
 
@@ -42,7 +101,7 @@ def run(
         x: (T, B, I).
         hx: (h0,) or (h0, c0), each (num_layers * directions, B, P or H).
         weights: flat, in torch's order.
-        lengths: (B,) int64, or None.
+        lengths: (B,) int64, or None; x is zero past them.
         dropout: probability applied to every layer's output but the last's; 0 in eval mode.
         precision: `ieee`, `tf32` or `tf32x3`.
         save: whether a backward pass may follow.
@@ -50,6 +109,7 @@ def run(
         final_only: whether nobody reads the output.
         recompute: `Layer.recompute`.
         at_once: layers of a call; see `LayerBackend.layers_at_once`.
+        resets: (T, B) bool, or None; every layer starts over at the same steps.
 
     Returns:
         output (T, B, directions * P), h_n and, for an LSTM, c_n, shaped as in `hx`. With
@@ -84,6 +144,7 @@ def run(
                 final_only=final_only and is_last,
                 recompute=recompute,
                 weight_chain=_stack(weights_ih[1:]) if layers > 1 else None,
+                resets=resets,
             ),
             backend,
         )

@@ -65,11 +65,17 @@ def _run_chain(layer: Layer, weight_chain: Tensor) -> tuple[Tensor, ...]:
 
 def _run_group(layer: Layer, gates_x: Tensor, g: int) -> tuple[Tensor, ...]:
     steps = gates_x.shape[0]
-    h, weight_hh = layer.h0[g], layer.weight_hh[g]
-    c = None if layer.c0 is None else layer.c0[g]
+    h0, weight_hh = layer.h0[g], layer.weight_hh[g]
+    c0 = None if layer.c0 is None else layer.c0[g]
+    h, c = h0, c0
     outputs: list[Tensor] = [h] * steps
     for t in reversed(range(steps)) if layer.reverse[g] else range(steps):
-        h_new, c_new = _step(layer, gates_x[t] + h @ weight_hh.mT, c, g)
+        h_before, c_before = h, c
+        if layer.resets is not None:
+            starts = layer.resets[t].unsqueeze(1)
+            h_before = torch.where(starts, h0, h)
+            c_before = None if c is None or c0 is None else torch.where(starts, c0, c)
+        h_new, c_new = _step(layer, gates_x[t] + h_before @ weight_hh.mT, c_before, g)
         if layer.lengths is None:
             outputs[t], h, c = h_new, h_new, c_new
             continue

@@ -21,7 +21,9 @@ ACTIVATIONS = {
 }
 
 
-def run_direction(cell, x, w_ih, w_hh, b, h0, c0=None, w_hr=None, reverse=False, lengths=None):
+def run_direction(
+    cell, x, w_ih, w_hh, b, h0, c0=None, w_hr=None, reverse=False, lengths=None, resets=None
+):
     """One layer, one direction. x (T, B, I); b is the sum of both biases; returns y, h, c."""
     steps, batch = x.shape[:2]
     lengths = [steps] * batch if lengths is None else list(lengths)
@@ -31,6 +33,8 @@ def run_direction(cell, x, w_ih, w_hh, b, h0, c0=None, w_hr=None, reverse=False,
         h, c = h0[row], None if c0 is None else c0[row]
         times = range(lengths[row])
         for t in reversed(times) if reverse else times:
+            if resets is not None and resets[t, row]:
+                h, c = h0[row], None if c0 is None else c0[row]
             a = w_ih @ x[t, row] + w_hh @ h + b
             if cell == "lstm":
                 i, f, g, o = np.split(a, 4)
@@ -47,7 +51,9 @@ def run_direction(cell, x, w_ih, w_hh, b, h0, c0=None, w_hr=None, reverse=False,
     return y, h_n, c_n
 
 
-def run_stack(cell, x, weights, hx, num_layers, bidirectional, bias, proj=False, lengths=None):
+def run_stack(
+    cell, x, weights, hx, num_layers, bidirectional, bias, proj=False, lengths=None, resets=None
+):
     """A whole stack, with weights flat in torch's order; hx is (h0,) or (h0, c0)."""
     directions = 2 if bidirectional else 1
     per_slot = len(weights) // (num_layers * directions)
@@ -61,7 +67,7 @@ def run_stack(cell, x, weights, hx, num_layers, bidirectional, bias, proj=False,
             y, h, c = run_direction(
                 cell, x, own[0], own[1], b, hx[0][slot],
                 hx[1][slot] if cell == "lstm" else None,
-                own[-1] if proj else None, direction == 1, lengths,
+                own[-1] if proj else None, direction == 1, lengths, resets,
             )  # fmt: skip
             outputs.append(y)
             h_n.append(h)

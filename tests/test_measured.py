@@ -84,7 +84,7 @@ OTHERS = {
     "bidirectional": True, "bias": False, "dtype": torch.float64, "precision": "tf32",
     "needs_grad": True, "varlen": True, "threads": 2, "device": "meta", "arch": "sm_90",
     "dropout": None, "training": None, "compiling": None, "seq_len": None, "batch": None,
-    "recompute": 128,
+    "recompute": 128, "padded": True, "resets": True,
 }  # fmt: skip
 
 

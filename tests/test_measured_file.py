@@ -117,6 +117,16 @@ DAMAGES = {
 }
 
 
+def test_a_file_from_before_a_request_had_all_its_fields_goes_on_to_count():
+    path = remember().path
+    content = json.loads(path.read_text())
+    for name in ("padded", "resets"):
+        del content["problems"][0][name]
+    path.write_text(json.dumps(content))
+    assert read_anew() == SECONDS
+    assert read_anew(REQUEST._replace(resets=True)) == {}
+
+
 @pytest.mark.parametrize("name", DAMAGES)
 def test_a_damaged_file_is_ignored_reported_and_replaced(name):
     path = remember().path

@@ -17,6 +17,7 @@ from fastrnn.plugins import registry
 from fastrnn.request import GATES, Spec
 
 CELLS = sorted(GATES)
+RESETS = [[0, 1, 0], [1, 0, 1], [0, 1, 0], [1, 1, 0]]
 
 
 def layer_arguments(
@@ -25,6 +26,7 @@ def layer_arguments(
     groups: int = 1,
     proj: int = 0,
     lengths: list[int] | None = None,
+    resets: list[list[int]] | None = None,
     chained: bool = False,
 ) -> tuple[object, ...]:
     T, B, I, H = 4, 3, 2, 5
@@ -39,6 +41,7 @@ def layer_arguments(
         leaf(groups, P, H) if proj else None,
         leaf(groups - 1, K * H, H) if chained else None,
         None if lengths is None else torch.tensor(lengths),
+        None if resets is None else torch.tensor(resets).bool(),
         cell, [False] * groups if chained else [False, True][:groups], "ieee", 0, False, True,
         "reference",
     )  # fmt: skip
@@ -70,10 +73,18 @@ def test_opcheck_forward_with_projection_and_lengths() -> None:
     torch.library.opcheck(torch.ops.fastrnn.layer_forward.default, arguments)
 
 
+@pytest.mark.parametrize("cell", CELLS)
+def test_opcheck_forward_with_resets(cell: str) -> None:
+    arguments = layer_arguments(cell, groups=2, lengths=[4, 0, 2], resets=RESETS)
+    torch.library.opcheck(torch.ops.fastrnn.layer_forward.default, arguments)
+
+
+@pytest.mark.parametrize("resets", [None, RESETS], ids=["plain", "resets"])
 @pytest.mark.parametrize("chained", [False, True], ids=["layer", "chained"])
 @pytest.mark.parametrize("cell", CELLS)
-def test_opcheck_backward(cell: str, chained: bool) -> None:
-    arguments = layer_arguments(cell, groups=3 if chained else 1, chained=chained)
+def test_opcheck_backward(cell: str, chained: bool, resets: list[list[int]] | None) -> None:
+    groups = 3 if chained else 1
+    arguments = layer_arguments(cell, groups=groups, chained=chained, resets=resets)
     arguments = tuple(a.detach() if isinstance(a, torch.Tensor) else a for a in arguments)
     output, h_n, c_n, *saved = torch.ops.fastrnn.layer_forward(*arguments)
     wanted = [tensor is not None for tensor in arguments[:8]]
@@ -85,29 +96,40 @@ def test_opcheck_backward(cell: str, chained: bool) -> None:
     )
 
 
-@pytest.mark.parametrize("lengths", [[4, 4, 4], [4, 0, 2], [1, 3, 0]], ids=str)
+@pytest.mark.parametrize(
+    ("lengths", "resets"),
+    [([4, 4, 4], None), ([4, 0, 2], None), ([1, 3, 0], None), (None, RESETS), ([4, 0, 2], RESETS)],
+    ids=str,
+)
 @pytest.mark.parametrize(("cell", "proj"), [(c, 0) for c in CELLS] + [("lstm", 2)])
-def test_gradcheck_of_a_layer_with_lengths_and_two_directions(
-    cell: str, proj: int, lengths: list[int]
+def test_gradcheck_of_a_layer_with_two_directions(
+    cell: str, proj: int, lengths: list[int] | None, resets: list[list[int]] | None
 ) -> None:
-    arguments = layer_arguments(cell, groups=2, proj=proj, lengths=lengths)
+    arguments = layer_arguments(cell, groups=2, proj=proj, lengths=lengths, resets=resets)
 
     assert torch.autograd.gradcheck(*differentiable(arguments), atol=1e-7)
 
 
+@pytest.mark.parametrize("resets", [None, RESETS], ids=["plain", "resets"])
 @pytest.mark.parametrize("cell", CELLS)
-def test_gradients_of_chained_groups(cell: str) -> None:
-    call, leaves = differentiable(layer_arguments(cell, groups=3, chained=True))
+def test_gradients_of_chained_groups(cell: str, resets: list[list[int]] | None) -> None:
+    call, leaves = differentiable(layer_arguments(cell, groups=3, chained=True, resets=resets))
 
     assert torch.autograd.gradcheck(call, leaves, atol=1e-7)
     assert torch.autograd.gradgradcheck(call, leaves, atol=1e-6)
 
 
-@pytest.mark.parametrize("lengths", [None, [4, 0, 2]], ids=["equal", "lengths"])
+@pytest.mark.parametrize(
+    ("lengths", "resets"),
+    [(None, None), ([4, 0, 2], None), ([4, 0, 2], RESETS)],
+    ids=["equal", "lengths", "resets"],
+)
 @pytest.mark.parametrize(("cell", "proj"), [(c, 0) for c in CELLS] + [("lstm", 2)])
-def test_gradgradcheck(cell: str, proj: int, lengths: list[int] | None) -> None:
+def test_gradgradcheck(
+    cell: str, proj: int, lengths: list[int] | None, resets: list[list[int]] | None
+) -> None:
     """A gradient can be differentiated again: penalties, Hessian-vector products."""
-    arguments = layer_arguments(cell, groups=2, proj=proj, lengths=lengths)
+    arguments = layer_arguments(cell, groups=2, proj=proj, lengths=lengths, resets=resets)
 
     assert torch.autograd.gradgradcheck(*differentiable(arguments), atol=1e-6)
 
@@ -270,13 +292,17 @@ def test_second_backward_without_retain_graph_is_torchs_error() -> None:
         output.sum().backward()
 
 
-@pytest.mark.parametrize("lengths", [None, [4, 0, 2]], ids=["equal", "lengths"])
+@pytest.mark.parametrize(
+    ("lengths", "resets"),
+    [(None, None), ([4, 0, 2], None), ([4, 0, 2], RESETS)],
+    ids=["equal", "lengths", "resets"],
+)
 @pytest.mark.parametrize(("cell", "proj"), [(c, 0) for c in CELLS] + [("lstm", 2)])
 def test_gradient_that_can_be_differentiated_again_is_the_same_gradient(
-    cell: str, proj: int, lengths: list[int] | None
+    cell: str, proj: int, lengths: list[int] | None, resets: list[list[int]] | None
 ) -> None:
     """gradgradcheck cannot see this: it compares the written-out form with itself."""
-    arguments = layer_arguments(cell, groups=2, proj=proj, lengths=lengths)
+    arguments = layer_arguments(cell, groups=2, proj=proj, lengths=lengths, resets=resets)
     leaves = [a for a in arguments[:8] if isinstance(a, torch.Tensor)]
     outputs = torch.ops.fastrnn.layer_forward(*arguments)[: 3 if cell == "lstm" else 2]
     upstream = [torch.randn_like(output) for output in outputs]

@@ -33,13 +33,24 @@ class AtenBackend(StackBackend):
     summary = "torch's own path: cuDNN, MIOpen, oneDNN, MPS or ATen's loop"
 
     def can_run(self, request: Request) -> list[str]:
-        """Torch has no sigmoid RNN."""
+        """Torch has no sigmoid RNN, and takes rows of different lengths only packed."""
         reasons = []
         if request.cell not in _FUNCTIONS:
             known = ", ".join(_FUNCTIONS)
             reasons.append(f"torch has no {request.cell} (it has {known})")
         if not request.dtype.is_floating_point:
             reasons.append(f"dtype is {request.dtype}; needs a floating-point dtype")
+        work = "sort, pack and copy the rows, and wait for the device"
+        if request.padded:
+            reasons.append(
+                f"lengths of padded rows were given; torch would have to {work} (pass a "
+                "PackedSequence if it may)"
+            )
+        if request.resets:
+            reasons.append(
+                f"resets were given; torch would have to cut up, {work} (pass every episode as a "
+                "row of its own if it may)"
+            )
         return reasons
 
     def cost(self, request: Request) -> Cost:

@@ -23,6 +23,7 @@ class ReferenceBackend(RecurrenceBackend):
 
     name = "reference"
     contract = 1
+    resets = True
     summary = "plain torch time steps and hand-written BPTT; any device, any float dtype"
 
     def can_run(self, request: Request) -> list[str]:
@@ -46,7 +47,7 @@ class ReferenceBackend(RecurrenceBackend):
             h_n = [
                 elman.final(
                     layer.cell, gates_x[:, :, g], weight_hh[g], layer.h0[g], layer.lengths,
-                    layer.reverse[g],
+                    layer.resets, layer.reverse[g],
                 )
                 for g in range(groups)
             ]  # fmt: skip
@@ -58,7 +59,7 @@ class ReferenceBackend(RecurrenceBackend):
             h_n = [
                 elman.forward(
                     layer.cell, gates_x[:, :, g], weight_hh[g], layer.h0[g], layer.lengths,
-                    layer.reverse[g], output[:, :, g],
+                    layer.resets, layer.reverse[g], output[:, :, g],
                 )
                 for g in range(groups)
             ]  # fmt: skip
@@ -70,7 +71,7 @@ class ReferenceBackend(RecurrenceBackend):
             lstm.forward(
                 gates_x[:, :, g], weight_hh[g],
                 None if layer.weight_hr is None else layer.weight_hr[g],
-                layer.h0[g], layer.c0[g], layer.lengths, layer.reverse[g],
+                layer.h0[g], layer.c0[g], layer.lengths, layer.resets, layer.reverse[g],
                 output[:, :, g].expand(steps, -1, -1),
                 gates[:, :, g].expand(steps, -1, -1), cells[:, :, g].expand(steps, -1, -1),
             )
@@ -104,7 +105,8 @@ class ReferenceBackend(RecurrenceBackend):
             d_h0 = [
                 elman.backward(
                     layer.cell, group(d_output, 2, g), group(d_h_n, 0, g), weight_hh[g],
-                    output[:, :, g], layer.lengths, layer.reverse[g], wanted.h0, d_gates[:, :, g],
+                    output[:, :, g], layer.lengths, layer.resets, layer.reverse[g], wanted.h0,
+                    d_gates[:, :, g],
                 )
                 for g in range(groups)
             ]  # fmt: skip
@@ -114,7 +116,7 @@ class ReferenceBackend(RecurrenceBackend):
             lstm.backward(
                 group(d_output, 2, g), group(d_h_n, 0, g), group(d_c_n, 0, g), weight_hh[g],
                 group(layer.weight_hr, 0, g), layer.c0[g], output[:, :, g], gates[:, :, g],
-                cells[:, :, g], layer.lengths, layer.reverse[g], d_gates[:, :, g],
+                cells[:, :, g], layer.lengths, layer.resets, layer.reverse[g], d_gates[:, :, g],
             )
             for g in range(groups)
         ]  # fmt: skip

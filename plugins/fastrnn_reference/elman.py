@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fastrnn_reference.time import alive_steps, in_order, output_gradients
+from fastrnn_reference.time import (
+    alive_steps,
+    in_order,
+    output_gradients,
+    restarted,
+    starting_steps,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,6 +46,7 @@ def forward(
     weight_hh: Tensor,
     h0: Tensor,
     lengths: Tensor | None,
+    resets: Tensor | None,
     reverse: bool,
     output: Tensor,
 ) -> Tensor:
@@ -51,19 +58,21 @@ def forward(
         weight_hh: (H, H).
         h0: (B, H).
         lengths: (B,) or None.
+        resets: (T, B) or None.
         reverse: whether time runs from T-1 to 0.
         output: (T, B, H), written; zero past a row's length.
     """
     activation, weight = ACTIVATIONS[cell], weight_hh.mT
     h = h0
-    if lengths is None:
-        for a, h_new in in_order(reverse, gates_x, output):
-            torch.addmm(a, h, weight, out=h_new)
+    alive = alive_steps(lengths, gates_x)
+    every_start = starting_steps(resets, alive)
+    if alive is None:
+        for a, h_new, starts in in_order(reverse, gates_x, output, every_start):
+            torch.addmm(a, restarted(h, h0, starts), weight, out=h_new)
             h = activation(h_new)
         return h
-    alive = alive_steps(lengths, gates_x)
-    for a, h_out, is_alive in in_order(reverse, gates_x, output, alive):
-        h_new = activation(torch.addmm(a, h, weight))
+    for a, h_out, is_alive, starts in in_order(reverse, gates_x, output, alive, every_start):
+        h_new = activation(torch.addmm(a, restarted(h, h0, starts), weight))
         h = torch.where(is_alive, h_new, h)
         h_out.copy_(h_new.masked_fill_(~is_alive, 0))
     return h
@@ -75,17 +84,16 @@ def final(
     weight_hh: Tensor,
     h0: Tensor,
     lengths: Tensor | None,
+    resets: Tensor | None,
     reverse: bool,
 ) -> Tensor:
     """Return h_n (B, H) and keep no other step; arguments as for `forward`."""
     activation, weight = ACTIVATIONS[cell], weight_hh.mT
     h = h0
-    if lengths is None:
-        for (a,) in in_order(reverse, gates_x):
-            h = activation(torch.addmm(a, h, weight))
-        return h
-    for a, is_alive in in_order(reverse, gates_x, alive_steps(lengths, gates_x)):
-        h = torch.where(is_alive, activation(torch.addmm(a, h, weight)), h)
+    alive = alive_steps(lengths, gates_x)
+    for a, is_alive, starts in in_order(reverse, gates_x, alive, starting_steps(resets, alive)):
+        h_new = activation(torch.addmm(a, restarted(h, h0, starts), weight))
+        h = h_new if is_alive is None else torch.where(is_alive, h_new, h)
     return h
 
 
@@ -96,6 +104,7 @@ def backward(
     weight_hh: Tensor,
     output: Tensor,
     lengths: Tensor | None,
+    resets: Tensor | None,
     reverse: bool,
     wants_h0: bool,
     d_gates: Tensor,
@@ -112,6 +121,7 @@ def backward(
         weight_hh: (H, H).
         output: (T, B, H), the forward's.
         lengths: (B,) or None.
+        resets: (T, B) or None.
         reverse: the forward's.
         wants_h0: whether dL/dh0 is worth a matrix product.
         d_gates: (T, B, H), written; zero past a row's length.
@@ -119,7 +129,7 @@ def backward(
     gradient = GRADIENTS[cell]
     d_outputs = output_gradients(d_output, output)
     d_h = torch.zeros_like(output[0]) if d_h_n is None else d_h_n
-    if lengths is None:
+    if lengths is None and resets is None:
         d_later = None
         for d_out, h, d_gate in in_order(not reverse, d_outputs, output, d_gates):
             d_h = d_h + d_out if d_later is None else torch.addmm(d_out, d_later, weight_hh)
@@ -127,8 +137,19 @@ def backward(
         assert d_later is not None
         return d_later @ weight_hh if wants_h0 else d_later
     alive = alive_steps(lengths, output)
-    for d_out, h, d_gate, is_alive in in_order(not reverse, d_outputs, output, d_gates, alive):
-        # a row that is past its end hands the gradient of its state on, untouched
-        gradient(d_h + d_out, h, grad_input=d_gate).masked_fill_(~is_alive, 0)
-        d_h = torch.where(is_alive, d_gate @ weight_hh, d_h)
-    return d_h
+    every_start = starting_steps(resets, alive)
+    d_h0 = torch.zeros_like(d_h)
+    for d_out, h, d_gate, is_alive, starts in in_order(
+        not reverse, d_outputs, output, d_gates, alive, every_start
+    ):
+        gradient(d_h + d_out, h, grad_input=d_gate)
+        if is_alive is None:
+            d_h = d_gate @ weight_hh
+        else:
+            # a row that is past its end hands the gradient of its state on, untouched
+            d_h = torch.where(is_alive, d_gate.masked_fill_(~is_alive, 0) @ weight_hh, d_h)
+        if starts is not None:
+            # a step that started over leaves nothing to the one before
+            d_h0 += d_h.masked_fill(~starts, 0)
+            d_h = d_h.masked_fill(starts, 0)
+    return d_h0 + d_h

@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from fastrnn_reference.time import alive_steps, in_order, output_gradients
+from fastrnn.products import entering
+from fastrnn_reference.time import (
+    alive_steps,
+    in_order,
+    output_gradients,
+    restarted,
+    starting_steps,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,6 +36,7 @@ def forward(
     h0: Tensor,
     c0: Tensor,
     lengths: Tensor | None,
+    resets: Tensor | None,
     reverse: bool,
     output: Tensor,
     gates: Tensor,
@@ -43,27 +51,31 @@ def forward(
         h0: (B, P).
         c0: (B, H).
         lengths: (B,) or None.
+        resets: (T, B) or None.
         reverse: whether time runs from T-1 to 0.
         output: written; zero past a row's length.
         gates: written; the activated gates.
         cells: written; c after each step.
     """
     hidden, weight = c0.shape[1], weight_hh.mT
-    alive = None if lengths is None else in_order(reverse, alive_steps(lengths, gates_x))
+    alive = alive_steps(lengths, gates_x)
+    every_start = starting_steps(resets, alive)
     h, c = h0, c0
-    for a, gate, c_new, h_new in in_order(reverse, gates_x, gates, cells, output):
-        torch.addmm(a, h, weight, out=gate)
+    for a, gate, c_new, h_new, is_alive, starts in in_order(
+        reverse, gates_x, gates, cells, output, alive, every_start
+    ):
+        h_before, c_before = restarted(h, h0, starts), restarted(c, c0, starts)
+        torch.addmm(a, h_before, weight, out=gate)
         gate[:, : 2 * hidden].sigmoid_()  # i and f in one go
         i, f, g, o = gate.chunk(4, 1)
-        torch.mul(f, c, out=c_new).addcmul_(i, g.tanh_())
+        torch.mul(f, c_before, out=c_new).addcmul_(i, g.tanh_())
         if weight_hr is None:
             torch.mul(o.sigmoid_(), c_new.tanh(), out=h_new)
         else:
             torch.mm(o.sigmoid_() * c_new.tanh(), weight_hr.mT, out=h_new)
-        if alive is None:
+        if is_alive is None:
             h, c = h_new, c_new
         else:
-            (is_alive,) = next(alive)
             h, c = torch.where(is_alive, h_new, h), torch.where(is_alive, c_new, c)
             h_new.masked_fill_(~is_alive, 0)
     return h, c
@@ -91,6 +103,7 @@ def backward(
     gates: Tensor,
     cells: Tensor,
     lengths: Tensor | None,
+    resets: Tensor | None,
     reverse: bool,
     d_gates: Tensor,
 ) -> Gradients:
@@ -114,23 +127,21 @@ def backward(
         gates: (T, B, 4H), the forward's.
         cells: (T, B, H), the forward's.
         lengths: (B,) or None.
+        resets: (T, B) or None.
         reverse: the forward's.
         d_gates: written; zero past a row's length.
     """
-    steps, batch, hidden = cells.shape
+    _, batch, hidden = cells.shape
     i, f, g, o = gates.chunk(4, 2)
     tanh_c = cells.tanh()
-    c_before = torch.cat((cells[1:], c0[None]) if reverse else (c0[None], cells[:-1]))
-    alive = None if lengths is None else alive_steps(lengths, cells)
-    if reverse and alive is not None:
-        # a row's first step, its last in memory, follows c0 and not the steps it never took
-        follows = torch.cat((alive[1:], torch.zeros_like(alive[:1])))
-        c_before = torch.where(follows, c_before, c0)
+    c_before = entering(cells, c0, lengths, resets, reverse)
     factors = torch.stack(
         (g * i * (1 - i), c_before * f * (1 - f), i * (1 - g * g), tanh_c * o * (1 - o)), 2
     )  # (T, B, 4, H)
     through_o = o * (1 - tanh_c * tanh_c)
     d_outputs = output_gradients(d_output, output)
+    alive = alive_steps(lengths, cells)
+    every_start = starting_steps(resets, alive)
     if alive is not None:
         factors.masked_fill_(~alive.unsqueeze(2), 0)
         through_o.masked_fill_(~alive, 0)
@@ -138,11 +149,11 @@ def backward(
 
     # kept for dW_hr, one product after the loop
     d_projected = torch.empty_like(output) if weight_hr is not None else output
-    alive_or_all = c0.new_ones((), dtype=torch.bool).expand(steps, 1, 1) if alive is None else alive
     d_h = torch.zeros_like(output[0]) if d_h_n is None else d_h_n
     d_c = torch.zeros_like(c0) if d_c_n is None else d_c_n
-    for d_out, factor, dc_dh, f_t, d_gate, d_proj, is_alive in in_order(
-        not reverse, d_outputs, factors, through_o, f, d_gates, d_projected, alive_or_all
+    d_h0, d_c0 = torch.zeros_like(d_h), torch.zeros_like(d_c)
+    for d_out, factor, dc_dh, f_t, d_gate, d_proj, is_alive, starts in in_order(
+        not reverse, d_outputs, factors, through_o, f, d_gates, d_projected, alive, every_start
     ):
         d_h_here = d_h + d_out
         if weight_hr is not None:
@@ -153,16 +164,23 @@ def backward(
         torch.mul(factor[:, :3], d_c_here.unsqueeze(1), out=by_gate[:, :3])
         torch.mul(factor[:, 3], d_h_here, out=by_gate[:, 3])
         d_h_before, d_c_before = d_gate @ weight_hh, d_c_here * f_t
-        if alive is None:
+        if is_alive is None:
             d_h, d_c = d_h_before, d_c_before
         else:
             # a row that is past its end hands the gradients of its state on, untouched
             d_h = torch.where(is_alive, d_h_before, d_h)
             d_c = torch.where(is_alive, d_c_before, d_c)
+        if starts is not None:
+            # a step that started over leaves nothing to the one before
+            d_h0 += d_h.masked_fill(~starts, 0)
+            d_c0 += d_c.masked_fill(~starts, 0)
+            d_h, d_c = d_h.masked_fill(starts, 0), d_c.masked_fill(starts, 0)
+    d_h0 += d_h
+    d_c0 += d_c
     if weight_hr is None:
-        return Gradients(d_h, d_c, None)
+        return Gradients(d_h0, d_c0, None)
     projected_from = o * tanh_c
     if alive is not None:
         projected_from.masked_fill_(~alive, 0)
     d_weight_hr = d_projected.flatten(0, 1).mT @ projected_from.flatten(0, 1)
-    return Gradients(d_h, d_c, d_weight_hr)
+    return Gradients(d_h0, d_c0, d_weight_hr)

@@ -40,6 +40,7 @@ class TritonBackend(RecurrenceBackend):
 
     name = "triton"
     contract = 1
+    resets = True
     summary = "fused Triton kernels for the time steps and for BPTT; NVIDIA and AMD GPUs"
 
     def unavailable(self) -> list[str]:
@@ -61,8 +62,6 @@ class TritonBackend(RecurrenceBackend):
             reasons.append(f"dtype is {request.dtype}; needs one of {names}")
         if request.proj_size:
             reasons.append(f"proj_size is {request.proj_size}; projections are not fused")
-        if request.varlen:
-            reasons.append("sequences have different lengths; needs equal lengths")
         return reasons
 
     def cost(self, request: Request) -> Cost:
@@ -95,7 +94,7 @@ class TritonBackend(RecurrenceBackend):
             layer.cell, gates_x, weight_hh.contiguous(), layer.h0, layer.c0,
             weight_chain=_contiguous(layer.weight_chain),
             bias_chain=layer.bias[1:] if chained and layer.bias is not None else None,
-            reverse=layer.reverse, save=layer.save,
+            lengths=layer.lengths, resets=layer.resets, reverse=layer.reverse, save=layer.save,
             keep_output=layer.save or chained or not layer.final_only, overwrite=True,
             precision=layer.precision, config=_found("forward", layer),
         )  # fmt: skip
@@ -121,15 +120,32 @@ class TritonBackend(RecurrenceBackend):
         made = _kernels().backward(
             layer.cell, weight_hh.contiguous(), output, gates, cells, layer.c0,
             weight_chain=_contiguous(layer.weight_chain),
+            lengths=layer.lengths, resets=layer.resets,
             d_output=grad.output, d_h_n=grad.h_n, d_c_n=grad.c_n,
             reverse=layer.reverse, overwrite=layer.overwrite_saved, precision=layer.precision,
             config=_found("backward", layer),
         )  # fmt: skip
         d_h0 = None
-        if wanted.h0:  # dL/dh0 = W_hh^T dgates of the first step
-            firsts = [made.d_gates[-1 if r else 0, :, g] for g, r in enumerate(layer.reverse)]
+        if wanted.h0:  # dL/dh0 = W_hh^T dgates of the steps that it enters
+            firsts = [_of_first_steps(layer, made.d_gates, g) for g in range(layer.groups)]
             d_h0 = self.matmul(torch.stack(firsts), weight_hh, precision=layer.precision)
+            if layer.lengths is not None and grad.h_n is not None:  # rows of no steps hand it on
+                d_h0 += grad.h_n * (layer.lengths == 0).unsqueeze(1)
         return Recurrence(made.d_gates, d_h0, made.d_c0)
+
+
+def _of_first_steps(layer: Layer, d_gates: Tensor, g: int) -> Tensor:
+    """(B, K*H): the gate gradients of group g at the step that h0 enters, or their sum if many."""
+    own, reverse, lengths = d_gates[:, :, g], layer.reverse[g], layer.lengths
+    if layer.resets is None and (lengths is None or not reverse):
+        return own[-1 if reverse else 0]
+    steps, batch = own.shape[:2]
+    ends = torch.full((batch,), steps, device=own.device) if lengths is None else lengths
+    first = (ends - 1).clamp(min=0) if reverse else torch.zeros_like(ends)
+    if layer.resets is None:
+        return own[first, torch.arange(batch, device=own.device)]
+    time = torch.arange(steps, device=own.device).unsqueeze(1)
+    return own.masked_fill(~(layer.resets | (time == first)).unsqueeze(2), 0).sum(0)
 
 
 def _found(direction: Direction, layer: Layer) -> LaunchConfig | None:
