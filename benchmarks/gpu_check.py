@@ -54,6 +54,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("exchange", "parity", "sanitizer", "forward", "train", "benchmark")
 TESTS = (
     "tests/test_gpu.py",
+    "tests/test_cudnn_layout.py",
     "tests/kernels/test_gpu_regimes.py",
     "tests/kernels/test_gpu_exchange.py",
     "tests/kernels/test_gpu_marks.py",
