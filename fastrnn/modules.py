@@ -304,18 +304,9 @@ class LSTM(Recurrent):
                 In the dtype of the parameters, unless autocast is on.
             hx: h(0) (L * D, B, P) and c(0) (L * D, B, H), both without B if unbatched; zeros if
                 None.
-            lengths: (B,), the steps of each row where rows end before T: a list or tuple of ints,
-                or an integer tensor on any device. Rows come in any order, and may have no step.
-                Past its end a row's output is zero, whatever the input holds there, and its final
-                states are those of its own last step, or `hx` if it has none; a direction backwards
-                in time starts at the row's own end. Nothing waits for a tensor on a GPU: its values
-                are not checked but clamped to 0 to T, and so are those of any tensor under
-                torch.compile. Unbatched, a number or (1,). Not for a PackedSequence.
-            resets: (T, B) bool, (B, T) if `batch_first`, (T,) unbatched. Where true, the step does
-                not follow on the one before: the row starts over from `hx`, as an environment does
-                with a new episode. Gradients go to `hx` and not to the step before. In a direction
-                backwards in time the step before is t + 1. Ignored past a row's length. Not for a
-                PackedSequence, nor with `recompute`.
+            lengths: (B,), the steps of each row where rows end before T; see `RNN.forward`.
+            resets: (T, B) bool, the steps before which a row starts over from `hx`; see
+                `RNN.forward`.
 
         Returns:
             output, the last layer's h(t), shaped as `input` with D * P features, or None if

@@ -84,7 +84,7 @@ def recurrent_weight_gradient(
     The sum splits into the steps that follow a stored output, one product over all of them, and
     each row's first step, which follows h0. With resets many do, and h(t-1) is written out.
     """
-    steps, batch = d_gates.shape[:2]
+    steps = d_gates.shape[0]
     total = []
     for group, reverse in enumerate(layer.reverse):
         d_group, h = d_gates[:, :, group], output[:, :, group]
@@ -93,16 +93,31 @@ def recurrent_weight_gradient(
             total.append(multiply(d_group.flatten(0, 1).mT, before.flatten(0, 1)))
             continue
         later, earlier = (d_group[:-1], h[1:]) if reverse else (d_group[1:], h[:-1])
-        if not reverse or layer.lengths is None:
-            first = d_group[-1 if reverse else 0]
-        else:
-            last_step = (layer.lengths - 1).clamp(min=0)
-            first = d_group[last_step, torch.arange(batch, device=last_step.device)]
+        first = of_first_steps(d_group, layer.lengths, None, reverse)
         d_weight = multiply(first.mT, layer.h0[group])
         if steps > 1:
             d_weight = multiply(later.flatten(0, 1).mT, earlier.flatten(0, 1), d_weight)
         total.append(d_weight)
     return torch.stack(total)
+
+
+def of_first_steps(
+    sequence: Tensor, lengths: Tensor | None, resets: Tensor | None, reverse: bool
+) -> Tensor:
+    """(B, N): one group's sequence, (T, B, N), at the step that the initial state enters.
+
+    With resets it enters many, and this is their sum. For a row of no steps it is a place past the
+    row's end.
+    """
+    if resets is None and (lengths is None or not reverse):
+        return sequence[-1 if reverse else 0]
+    steps, batch = sequence.shape[:2]
+    ends = torch.full((batch,), steps, device=sequence.device) if lengths is None else lengths
+    first = (ends - 1).clamp(min=0) if reverse else torch.zeros_like(ends)
+    if resets is None:
+        return sequence[first, torch.arange(batch, device=first.device)]
+    time = torch.arange(steps, device=sequence.device).unsqueeze(1)
+    return sequence.masked_fill(~(resets | (time == first)).unsqueeze(2), 0).sum(0)
 
 
 def entering(

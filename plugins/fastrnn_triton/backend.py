@@ -11,6 +11,7 @@ import torch
 
 from fastrnn.backend import LayerOutput, OutputGradients, Recurrence, RecurrenceBackend
 from fastrnn.precision import arch_of
+from fastrnn.products import of_first_steps
 from fastrnn_triton import cost, products, search, tuned
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ class TritonBackend(RecurrenceBackend):
         saved = () if gates is None else (gates, cells)
         if chained:
             saved = (output, *saved) if layer.save else ()
+            output = output[:0] if layer.final_only and not layer.save else output
             output = output[:, :, -1:].contiguous()
         return LayerOutput(output, h_n, c_n, saved)
 
@@ -127,25 +129,14 @@ class TritonBackend(RecurrenceBackend):
         )  # fmt: skip
         d_h0 = None
         if wanted.h0:  # dL/dh0 = W_hh^T dgates of the steps that it enters
-            firsts = [_of_first_steps(layer, made.d_gates, g) for g in range(layer.groups)]
+            firsts = [
+                of_first_steps(made.d_gates[:, :, g], layer.lengths, layer.resets, reverse)
+                for g, reverse in enumerate(layer.reverse)
+            ]
             d_h0 = self.matmul(torch.stack(firsts), weight_hh, precision=layer.precision)
             if layer.lengths is not None and grad.h_n is not None:  # rows of no steps hand it on
                 d_h0 += grad.h_n * (layer.lengths == 0).unsqueeze(1)
         return Recurrence(made.d_gates, d_h0, made.d_c0)
-
-
-def _of_first_steps(layer: Layer, d_gates: Tensor, g: int) -> Tensor:
-    """(B, K*H): the gate gradients of group g at the step that h0 enters, or their sum if many."""
-    own, reverse, lengths = d_gates[:, :, g], layer.reverse[g], layer.lengths
-    if layer.resets is None and (lengths is None or not reverse):
-        return own[-1 if reverse else 0]
-    steps, batch = own.shape[:2]
-    ends = torch.full((batch,), steps, device=own.device) if lengths is None else lengths
-    first = (ends - 1).clamp(min=0) if reverse else torch.zeros_like(ends)
-    if layer.resets is None:
-        return own[first, torch.arange(batch, device=own.device)]
-    time = torch.arange(steps, device=own.device).unsqueeze(1)
-    return own.masked_fill(~(layer.resets | (time == first)).unsqueeze(2), 0).sum(0)
 
 
 def _found(direction: Direction, layer: Layer) -> LaunchConfig | None:
