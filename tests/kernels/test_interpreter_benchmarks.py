@@ -24,6 +24,7 @@ from benchmarks.outlook import LAYERS
 from fastrnn import stack
 from fastrnn.bench_cases import Case, layer
 from fastrnn_kernels import enqueue, launch
+from fastrnn_kernels.marks import ALIVE, FIRST
 from fastrnn_kernels.model import Rates
 from fastrnn_kernels.plan import REGIMES
 from fastrnn_triton.backend import TritonBackend
@@ -368,11 +369,20 @@ def test_what_the_sanitizer_looks_at_is_every_kernel(monkeypatch):
     from fastrnn_kernels import sweep
 
     def run(which):
-        ran.add((which.config.regime, which.problem.direction, which.constants.get("SPLITS")))
+        constants = which.constants
+        passed = (which.config.regime, which.problem.direction)
+        ran.add((*passed, constants["MARKED"], constants.get("SPLITS")))
+        if constants["MARKED"]:
+            marks = which.tensors[-1]
+            steps = (marks & ALIVE.value).sum(0)
+            assert set(steps.tolist()) == set(range(sanitize.T + 1))
+            assert (marks & FIRST.value != 0).sum() > sanitize.B, "nothing is reset"
         for tensor in which.tensors:
             tensor.nan_to_num_(0.0)  # of a kernel that has not run
 
     monkeypatch.setattr(enqueue, "run", run)
     sanitize.passes("cpu")
-    assert {(regime, direction) for regime, direction, _ in ran} == sweep.KERNELS.keys()
-    assert {splits for _, _, splits in ran} >= {1, 2, 4}
+    for marked in (False, True):
+        looked_at = {passed[:2] for passed in ran if passed[2] == marked}
+        assert looked_at == sweep.KERNELS.keys()
+    assert {splits for *_, splits in ran} >= {1, 2, 4}
