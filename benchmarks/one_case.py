@@ -89,7 +89,7 @@ def only(name: str) -> Iterator[None]:
     whole = name == LAYERS
     run = stack.run
 
-    def run_layers(spec: Spec, *arguments: Any, **options: Any) -> tuple[Tensor, ...]:
+    def run_layers(spec: Spec, *arguments: Any, **options: Any) -> stack.Made:
         options["at_once"] = spec.num_layers if whole else 1
         return run(spec, *arguments, **options)
 

@@ -61,8 +61,8 @@ class Backend(ABC):
     which would follow the host's and hide every change."""
     recomputes: ClassVar[bool] = False
     """Whether it can run a `Request.recompute`; layer backends can, through fastrnn."""
-    resets: ClassVar[bool] = False
-    """Whether it heeds `Layer.resets`; without a word, it is taken not to know them."""
+    options: ClassVar[frozenset[str]] = frozenset()
+    """Which of `fastrnn.request.OPTIONS` it heeds; without a word, it is taken not to know them."""
 
     def unavailable(self) -> list[str]:
         """Why this machine can run nothing at all with it; empty if it can.
@@ -175,7 +175,20 @@ class Layer:
     """(T, B) bool, shared by all groups: where true, the state that enters that step, in the
     group's own direction of time, is not that of the step before but h0 and c0 of the row. The
     gradient of that state is then added to those of h0 and c0. Ignored past a row's length; None
-    if nothing is reset. Only for a backend that says `resets = True`."""
+    if nothing is reset. Only for a backend with the option `resets`."""
+    recurrent_mask: Tensor | None = None
+    """(G, B, P): W_hh takes recurrent_mask * h(t-1) in place of h(t-1). Option `recurrent_dropout`.
+    """
+    zoneout_h: Tensor | None = None
+    """(T, B, G, P), between 0 and 1: how much of the state that entered a step is kept,
+    h(t) = zoneout_h h(t-1) + (1 - zoneout_h) times what the cell makes. Option `zoneout`."""
+    zoneout_c: Tensor | None = None
+    """(T, B, G, H): the same for c; h(t) is made from the c that the cell makes, not the mix."""
+    error_clip: float = 0.0
+    """If not 0, the gradient of every gate's pre-activation is cut to +-error_clip before it goes
+    on to weights, inputs and the step before. Option `error_clip`."""
+    all_states: bool = False
+    """c of every step is an output too, `LayerOutput.cells`. Option `all_states`."""
 
     @property
     def gates(self) -> int:
@@ -204,8 +217,11 @@ class LayerOutput(NamedTuple):
     c_n: Tensor | None
     """(G, B, H), LSTM only."""
     saved: tuple[Tensor, ...]
-    """What the backward pass needs beside the inputs and `output`: at most three tensors, none
-    unless `Layer.save`."""
+    """What the backward pass needs beside the inputs, `output` and `cells`: at most three tensors,
+    none unless `Layer.save`."""
+    cells: Tensor | None = None
+    """(T, B, G, H), c after each step, zero past a row's length: of an LSTM, if
+    `Layer.all_states`."""
 
 
 class Wanted(NamedTuple):
@@ -243,6 +259,8 @@ class OutputGradients(NamedTuple):
     """(G, B, P)"""
     c_n: Tensor | None
     """(G, B, H)"""
+    cells: Tensor | None = None
+    """(T, B, G, H)"""
 
 
 class LayerBackend(Backend):
@@ -254,7 +272,7 @@ class LayerBackend(Backend):
         """How many of the request's layers to pass in one `Layer`, chained; 1: one by one.
 
         Optional, for backends that work on several layers at the same time. Asked only of stacks
-        in one direction without dropout, projection, variable lengths, resets or `recompute`. The
+        in one direction without dropout, projection, variable lengths, options or `recompute`. The
         last `Layer` of a stack may have fewer.
         """
         return 1
@@ -275,7 +293,8 @@ class LayerBackend(Backend):
         """Backpropagate through one layer: the sums over time of its gradients.
 
         `saved` holds what `layer_forward` saved, padded with empty tensors to three; it may be
-        written over if `Layer.overwrite_saved`.
+        written over if `Layer.overwrite_saved`. `LayerOutput.cells`, if there are some, come
+        before it and may not.
         """
 
     @abstractmethod
@@ -307,7 +326,7 @@ class RecurrenceBackend(LayerBackend):
     def recurrence_forward(self, gates_x: Tensor, weight_hh: Tensor, layer: Layer) -> LayerOutput:
         """Run the time loop over gates_x (T, B, G, K*H) with weight_hh (G, K*H, P).
 
-        gates_x is the backend's: unlike what is in `layer` it may be written over. Gates are
+        `gates_x` is the backend's: unlike what is in `layer` it may be written over. Gates are
         ordered as torch orders them: all units of i, then of f, g and o. With
         `Layer.weight_chain` gates_x is that of group 0, and the first of what is saved must be
         the outputs of all groups, (T, B, G, H).
@@ -343,15 +362,19 @@ class RecurrenceBackend(LayerBackend):
         return product(a, b, add)
 
     def saved_like(self, layer: Layer) -> tuple[Tensor, ...]:
-        """Activated gates (T, B, G, K*H) and cells (T, B, G, H) for an LSTM, else nothing.
+        """Cells (T, B, G, H) and activated gates (T, B, G, K*H) for an LSTM, else nothing.
 
-        Before them the outputs (T, B, G, H) of chained groups.
+        No cells where they are an output. Before them the outputs (T, B, G, H) of chained groups.
+        With zoneout an Elman RNN has activated gates, too.
         """
         if not layer.save:
             return ()
-        sizes = [] if layer.weight_chain is None else [layer.hidden_size]
+        hidden, gates = layer.hidden_size, layer.gates * layer.hidden_size
+        sizes = [] if layer.weight_chain is None else [hidden]
         if layer.c0 is not None:
-            sizes += [layer.gates * layer.hidden_size, layer.hidden_size]
+            sizes += [gates] if layer.all_states else [hidden, gates]
+        elif layer.zoneout_h is not None:
+            sizes += [gates]
         shape = (*layer.x.shape[:2], layer.groups)
         return tuple(layer.x.new_empty((*shape, size)) for size in sizes)
 

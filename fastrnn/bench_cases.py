@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import nn
 
-from fastrnn.functional import make_request
+from fastrnn.calls import make_request
 from fastrnn.modules import LSTM, RNN
 from fastrnn.request import Spec
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fastrnn.chunked import STEPS
 from fastrnn.request import GATES, Spec
 
 if TYPE_CHECKING:
@@ -19,25 +18,6 @@ def check_type(name: str, value: object, kind: type) -> None:
     """Check the type of an argument that a module keeps."""
     if not isinstance(value, kind):
         raise TypeError(f"{name} should be of type {kind.__name__}, got: {type(value).__name__}")
-
-
-def recompute_steps(recompute: object) -> int:
-    """The steps between the states that training keeps; 0 if it keeps what every step needs.
-
-    Raises:
-        TypeError: `recompute` is neither a bool nor an int.
-        ValueError: it is a number below 1.
-    """
-    if isinstance(recompute, bool):
-        return STEPS if recompute else 0
-    if not isinstance(recompute, int):
-        raise TypeError(f"recompute should be of type bool or int, got: {type(recompute).__name__}")
-    if recompute < 1:
-        raise ValueError(
-            "recompute should be True, False or a number of steps that is greater than zero, "
-            f"got: {recompute}"
-        )
-    return recompute
 
 
 def wrong_input_dims(spec: Spec, dims: int) -> ValueError:

@@ -12,7 +12,7 @@ the times 0 to k - 1 of a group that runs forwards and T - k to T - 1 of one tha
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 import torch
 
@@ -42,11 +42,17 @@ def forward(backend: LayerBackend, layer: Layer) -> LayerOutput:
     """Run one layer chunk by chunk; saves h (n, G, B, P) and c (n, G, B, H) before each of n."""
     steps, batch = layer.x.shape[:2]
     output = layer.x.new_empty((steps, batch, layer.groups, layer.h0.shape[-1]))
-    made = [_forward(backend, part, output[:, :, groups]) for groups, part in _parts(layer)]
+    cells = None
+    if layer.all_states and layer.c0 is not None:
+        cells = layer.x.new_empty((steps, batch, layer.groups, layer.hidden_size))
+    made = []
+    for groups, part in _parts(layer):
+        own_cells = None if cells is None else cells[:, :, groups]
+        made.append(_forward(backend, part, output[:, :, groups], own_cells))
     finals, starts = zip(*made, strict=True)
     final = [_join(parts, 0) for parts in zip(*finals, strict=True)]
     saved = tuple(_join(parts, 1) for parts in zip(*starts, strict=True))
-    return LayerOutput(output, final[0], None if layer.c0 is None else final[1], saved)
+    return LayerOutput(output, final[0], None if layer.c0 is None else final[1], saved, cells)
 
 
 def saved_like(layer: Layer) -> tuple[Tensor, ...]:
@@ -70,13 +76,16 @@ def backward(
     the dtype of x.
     """
     d_x = torch.zeros_like(layer.x) if wanted.x else None
-    d_output, d_h_n, d_c_n = grad
+    d_output, d_h_n, d_c_n, d_cells = grad
+    if layer.all_states and layer.c0 is not None:
+        saved = saved[1:]  # what the replays make again
     found = []
     for groups, part in _parts(layer):
         own_grad = OutputGradients(
             None if d_output is None else d_output[:, :, groups],
             None if d_h_n is None else d_h_n[groups],
             None if d_c_n is None else d_c_n[groups],
+            None if d_cells is None else d_cells[:, :, groups],
         )
         own_d_x = d_x if d_x is None or d_x.dim() == 3 else d_x[:, :, groups]
         starts = [states[:, groups] for states in saved[: 1 if layer.c0 is None else 2]]
@@ -90,14 +99,16 @@ def backward(
 
 
 def _forward(
-    backend: LayerBackend, layer: Layer, output: Tensor
+    backend: LayerBackend, layer: Layer, output: Tensor, cells: Tensor | None
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Fill `output`; return the final states, and those before every chunk."""
+    """Fill `output` and `cells`; return the final states, and those before every chunk."""
     states, starts = _states(layer.h0, layer.c0), []
     for spans in _chunks(layer):
         made = backend.layer_forward(_chunk_of(layer, spans, states, save=False))
         for g, (start, stop) in enumerate(spans):
             output[start:stop, :, g] = made.output[:, :, g]
+            if cells is not None and made.cells is not None:
+                cells[start:stop, :, g] = made.cells[:, :, g]
         starts.append(states)
         states = _states(made.h_n, made.c_n)
     return states, tuple(torch.stack(before) for before in zip(*starts, strict=True))
@@ -120,7 +131,7 @@ def _backward(
         chunk = _chunk_of(layer, spans, [states[index] for states in starts], save=True)
         found = _backward_of_chunk(
             backend,
-            OutputGradients(None if grad.output is None else _cut(grad.output, spans), *d_states),
+            OutputGradients(_cut(grad.output, spans), *d_states, _cut(grad.cells, spans)),
             chunk,
             _cut(output, spans),
             wanted if index == 0 else wanted._replace(h0=True, c0=layer.c0 is not None),
@@ -142,7 +153,7 @@ def _backward_of_chunk(
     """Replay one chunk, unless its output is all that its backward pass needs."""
     saved: tuple[Tensor, ...] = ()
     if backend.saved_like(replace(chunk, x=chunk.x[:1])):  # of one step: it only counts them
-        output, _, _, saved = backend.layer_forward(chunk)
+        output, _, _, saved, _ = backend.layer_forward(chunk)
     padding = [chunk.x.new_empty(0) for _ in range(3 - len(saved))]
     chunk = replace(chunk, overwrite_saved=True)  # nobody else has seen what the replay saved
     return backend.layer_backward(grad, chunk, output.contiguous(), (*saved, *padding), wanted)
@@ -171,6 +182,9 @@ def _parts(layer: Layer) -> Iterator[tuple[slice, Layer]]:
                 c0=None if layer.c0 is None else layer.c0[own],
                 weight_hr=None if layer.weight_hr is None else layer.weight_hr[own],
                 reverse=layer.reverse[own],
+                recurrent_mask=None if layer.recurrent_mask is None else layer.recurrent_mask[own],
+                zoneout_h=None if layer.zoneout_h is None else layer.zoneout_h[:, :, own],
+                zoneout_c=None if layer.zoneout_c is None else layer.zoneout_c[:, :, own],
             ),
         )
 
@@ -195,11 +209,20 @@ def _chunk_of(layer: Layer, spans: Spans, states: Sequence[Tensor], *, save: boo
         save=save,
         final_only=False,
         recompute=0,
+        zoneout_h=_cut(layer.zoneout_h, spans),
+        zoneout_c=_cut(layer.zoneout_c, spans),
+        all_states=layer.all_states and not save,
     )
 
 
-def _cut(sequence: Tensor, spans: Spans) -> Tensor:
+@overload
+def _cut(sequence: Tensor, spans: Spans) -> Tensor: ...
+@overload
+def _cut(sequence: Tensor | None, spans: Spans) -> Tensor | None: ...
+def _cut(sequence: Tensor | None, spans: Spans) -> Tensor | None:
     """A chunk of (T, B, G, N), or of a (T, B, N) that the groups share; a view if it can be one."""
+    if sequence is None:
+        return None
     start, stop = spans[0]
     if len(set(spans)) == 1:
         return sequence[start:stop]

@@ -234,8 +234,11 @@ def _unheeded(backend: Backend, request: Request) -> tuple[str, ...]:
     reasons: tuple[str, ...] = ()
     if request.padded and isinstance(backend, StackBackend):
         reasons += ("lengths of padded rows were given; it takes whole stacks, packed",)
-    if request.resets and not backend.resets:
-        reasons += ("resets were given; it does not say that it heeds them (resets = True)",)
+    unknown = [name for name in request.options if name not in backend.options]
+    if unknown:
+        reasons += (f"{', '.join(unknown)} asked for; not among the options that it heeds",)
+    if request.transformed and isinstance(backend, StackBackend):
+        reasons += ("vmap and forward-mode derivatives need single layers; it takes whole stacks",)
     return reasons
 
 

@@ -1,24 +1,19 @@
-"""Stateless recurrent layers: torch's calling conventions in, one time-major call out."""
+"""Stateless recurrent layers, in torch's calling conventions."""
 
 from __future__ import annotations
 
-import operator
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch.nn.utils.rnn import PackedSequence
-
-from fastrnn import checks, masks, stack
-from fastrnn.backend import StackBackend, StackCall
-from fastrnn.dispatch import AUTO, current_override, decide, decide_constant
-from fastrnn.plugins import registry
-from fastrnn.precision import arch_of, float32_precision
-from fastrnn.request import Request, Spec
+from fastrnn import checks
+from fastrnn.calls import run
+from fastrnn.dispatch import AUTO
+from fastrnn.options import options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
+    from torch.nn.utils.rnn import PackedSequence
 
     from fastrnn.masks import Lengths
 
@@ -41,7 +36,11 @@ def lstm(
     recompute: bool | int = False,
     lengths: Lengths | None = None,
     resets: Tensor | None = None,
-) -> tuple[Tensor | PackedSequence | None, tuple[Tensor, Tensor]]:
+    recurrent_dropout: float = 0.0,
+    zoneout: float | tuple[float, float] = 0.0,
+    error_clip: float | None = None,
+    return_all_states: bool = False,
+) -> tuple[Any, ...]:
     """LSTM without a module.
 
     The equations are those of `fastrnn.LSTM`; T, B, I, H, P, D stand for steps, batch, inputs,
@@ -66,27 +65,30 @@ def lstm(
             it keeps; see `fastrnn.LSTM`.
         lengths: (B,) integers, the steps of each row of a padded input; see `fastrnn.LSTM.forward`.
         resets: (T, B) bool, where rows start over; see `fastrnn.LSTM.forward`.
+        recurrent_dropout: see `fastrnn.LSTM`; applied if `training`.
+        zoneout: see `fastrnn.LSTM`; drawn if `training`.
+        error_clip: see `fastrnn.LSTM`.
+        return_all_states: whether to return h and c of every step too; see `fastrnn.LSTM.forward`.
 
     Returns:
         output (T, B, D * P), shaped as `input` is, or None if `final_only`, and (h_n, c_n), shaped
-        as `hx` is.
+        as `hx` is. With `return_all_states`, a pair of their like with every step, too.
 
     Raises:
         ValueError, RuntimeError: as torch.nn.LSTM raises for wrong inputs or states, and for
-            weights that do not belong together; ValueError too for a `recompute` below 1, and as
-            `fastrnn.LSTM.forward` raises for `lengths` and `resets`.
-        TypeError: `final_only` is no bool, `recompute` neither a bool nor an int, `lengths` no
-            integers, or `resets` no bool tensor.
+            weights that do not belong together; ValueError too for an option that is out of range,
+            and as `fastrnn.LSTM.forward` raises for `lengths` and `resets`.
+        TypeError: an option is of the wrong type, `lengths` holds no integers, or `resets` is no
+            bool tensor.
         BackendError: `backend` names none that can run this call.
     """
-    checks.check_type("final_only", final_only, bool)
+    asked = options(final_only, recompute, recurrent_dropout, zoneout, error_clip, True)
     spec = checks.spec_of_weights("lstm", weights, num_layers, bias, bidirectional)
-    output, states = run(
+    return run(
         spec, input, hx, weights, batch_first=batch_first, dropout=dropout, training=training,
-        backend=backend, final_only=final_only, recompute=checks.recompute_steps(recompute),
-        lengths=lengths, resets=resets,
+        backend=backend, lengths=lengths, resets=resets,
+        options=asked._replace(all_states=return_all_states),
     )  # fmt: skip
-    return output, cast("tuple[Tensor, Tensor]", states)
 
 
 def rnn(
@@ -106,7 +108,11 @@ def rnn(
     recompute: bool | int = False,
     lengths: Lengths | None = None,
     resets: Tensor | None = None,
-) -> tuple[Tensor | PackedSequence | None, Tensor]:
+    recurrent_dropout: float = 0.0,
+    zoneout: float = 0.0,
+    error_clip: float | None = None,
+    return_all_states: bool = False,
+) -> tuple[Any, ...]:
     """Elman RNN without a module; `lstm`'s arguments, but for these.
 
     Args:
@@ -126,15 +132,19 @@ def rnn(
         recompute: as for `lstm`.
         lengths: as for `lstm`.
         resets: as for `lstm`.
+        recurrent_dropout: as for `lstm`.
+        zoneout: as for `lstm`, but one probability.
+        error_clip: as for `lstm`.
+        return_all_states: as for `lstm`.
 
     Returns:
         output (T, B, D * H), shaped as `input` is, or None if `final_only`, and h_n, shaped as
-        `hx` is.
+        `hx` is. With `return_all_states`, h of every step, too.
 
     Raises:
         ValueError, RuntimeError: as torch.nn.RNN raises for wrong inputs or states, for an
             unknown nonlinearity, and for weights that do not belong together; ValueError too
-            for a `recompute` below 1, `lengths` and `resets`, as for `lstm`.
+            for options, `lengths` and `resets`, as for `lstm`.
         TypeError: as for `lstm`.
         BackendError: `backend` names none that can run this call.
     """
@@ -143,223 +153,10 @@ def rnn(
             f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh', 'relu' or 'sigmoid'."
         )
     cell = _CELLS[nonlinearity]
-    checks.check_type("final_only", final_only, bool)
+    asked = options(final_only, recompute, recurrent_dropout, zoneout, error_clip, False)
     spec = checks.spec_of_weights(cell, weights, num_layers, bias, bidirectional)
-    output, state = run(
+    return run(
         spec, input, hx, weights, batch_first=batch_first, dropout=dropout, training=training,
-        backend=backend, final_only=final_only, recompute=checks.recompute_steps(recompute),
-        lengths=lengths, resets=resets,
+        backend=backend, lengths=lengths, resets=resets,
+        options=asked._replace(all_states=return_all_states),
     )  # fmt: skip
-    return output, cast("Tensor", state)
-
-
-def run(
-    spec: Spec,
-    input: Tensor | PackedSequence,
-    hx: Tensor | tuple[Tensor, Tensor] | None,
-    weights: Sequence[Tensor],
-    *,
-    batch_first: bool,
-    dropout: float,
-    training: bool,
-    backend: str,
-    final_only: bool = False,
-    recompute: int = 0,
-    lengths: Lengths | None = None,
-    resets: Tensor | None = None,
-) -> tuple[Tensor | PackedSequence | None, Tensor | tuple[Tensor, Tensor]]:
-    """What `lstm`, `rnn` and the modules share; `weights` must fit `spec`.
-
-    `recompute` is in steps, 0 for none.
-
-    Raises:
-        ValueError, RuntimeError: as torch.nn raises for wrong inputs or states.
-        ValueError, TypeError: as `fastrnn.masks` raises for wrong `lengths` or `resets`.
-        BackendError: `backend` names none that can run this call.
-    """
-    packed = isinstance(input, PackedSequence)
-    if lengths is not None or resets is not None:
-        masks.check_combination(lengths, resets, packed=packed, recompute=recompute)
-    if isinstance(input, PackedSequence):
-        return _run_packed(
-            spec, input, hx, weights, dropout, training, backend, final_only, recompute
-        )
-    dims = input.dim()
-    unbatched = dims == 2
-    if dims != 3 and not unbatched:
-        raise checks.wrong_input_dims(spec, dims)
-    if unbatched:
-        input = input.unsqueeze(0 if batch_first else 1)
-    steps, batch = input.shape[:2]
-    if batch_first:
-        steps, batch = batch, steps
-    states = None if hx is None else checks.as_states(spec, hx, unbatched)
-    checks.check_input(spec, input, weights[0], 3)
-    if states is None:
-        states = _zero_states(spec, input, batch)
-    else:
-        checks.check_states(spec, states, batch)
-    if lengths is not None:
-        lengths = masks.as_lengths(lengths, steps, batch, input.device, unbatched=unbatched)
-    if resets is not None:
-        resets = masks.as_resets(
-            resets, steps, batch, input.device, batch_first=batch_first, unbatched=unbatched
-        )
-    output, *final = _dispatch(
-        spec, input, None, states, weights, batch_first, dropout, training, backend, final_only,
-        recompute, lengths, resets,
-    )  # fmt: skip
-    if unbatched:
-        final = [state.squeeze(1) for state in final]
-        output = None if output is None else output.squeeze(0 if batch_first else 1)
-    return output, (final[0], final[1]) if spec.cell == "lstm" else final[0]
-
-
-def _run_packed(
-    spec: Spec,
-    input: PackedSequence,
-    hx: Tensor | tuple[Tensor, Tensor] | None,
-    weights: Sequence[Tensor],
-    dropout: float,
-    training: bool,
-    backend: str,
-    final_only: bool,
-    recompute: int,
-) -> tuple[PackedSequence | None, Tensor | tuple[Tensor, Tensor]]:
-    data, batch_sizes, sorted_indices, unsorted_indices = input
-    batch = int(batch_sizes[0])
-    checks.check_input(spec, data, weights[0], 2)
-    if hx is None:
-        states = _zero_states(spec, data, batch)
-    else:
-        states = cast("tuple[Tensor, ...]", hx if spec.has_cell_state else (hx,))
-        checks.check_states(spec, states, batch)
-        if sorted_indices is not None:
-            states = tuple(state.index_select(1, sorted_indices) for state in states)
-    output, *final = _dispatch(
-        spec, data, batch_sizes, states, weights, False, dropout, training, backend, final_only,
-        recompute,
-    )  # fmt: skip
-    if unsorted_indices is not None:
-        final = [state.index_select(1, unsorted_indices) for state in final]
-    packed = None
-    if output is not None:
-        packed = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
-    return packed, (final[0], final[1]) if spec.has_cell_state else final[0]
-
-
-def _zero_states(spec: Spec, like: Tensor, batch: int) -> tuple[Tensor, ...]:
-    """Zero states in the input's dtype; h0 and c0 may be one tensor, since nobody writes to it."""
-    cell, _, hidden_size, proj_size, num_layers, _, bidirectional = spec
-    rows = 2 * num_layers if bidirectional else num_layers
-    h0 = like.new_zeros(rows, batch, proj_size or hidden_size)
-    if cell != "lstm":
-        return (h0,)
-    return (h0, h0 if not proj_size else like.new_zeros(rows, batch, hidden_size))
-
-
-def make_request(
-    spec: Spec,
-    input: Tensor,
-    batch_sizes: Tensor | None,
-    states: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    batch_first: bool,
-    dropout: float,
-    training: bool,
-    recompute: int = 0,
-    padded: bool = False,
-    resets: bool = False,
-) -> Request:
-    """The metadata of one call; `input` is three-dimensional, or a PackedSequence's data."""
-    cell, input_size, hidden_size, proj_size, num_layers, bias, bidirectional = spec
-    device = input.device
-    kind = device.type
-    compiling = torch.compiler.is_compiling()
-    if compiling:
-        seq_len = batch = None
-    elif batch_sizes is not None:
-        seq_len, batch = batch_sizes.shape[0], states[0].shape[1]
-    else:
-        seq_len, batch = input.shape[0], input.shape[1]
-        if batch_first:
-            seq_len, batch = batch, seq_len
-    needs_grad = torch.is_grad_enabled() and _any_requires_grad(weights, states, (input,))
-    on_cpu = kind == "cpu"
-    return Request(
-        cell,
-        seq_len,
-        batch,
-        input_size,
-        hidden_size,
-        proj_size,
-        num_layers,
-        bidirectional,
-        bias,
-        dropout if training and num_layers > 1 else 0.0,
-        torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else input.dtype,
-        kind,
-        arch_of(device) if kind == "cuda" else "",
-        "ieee" if on_cpu else float32_precision(),
-        needs_grad,
-        training,
-        padded or batch_sizes is not None,
-        compiling,
-        torch.get_num_threads() if on_cpu and not compiling else 0,
-        recompute if needs_grad else 0,
-        padded,
-        resets,
-    )
-
-
-def _as_constant(field: object) -> object:
-    """A request's field for `decide_constant`; torch.compile may have made a symbol of a number."""
-    if isinstance(field, float):
-        numerator, denominator = field.as_integer_ratio()  # Dynamo keeps float(field) a symbol
-        return numerator / denominator
-    if isinstance(field, int) and not isinstance(field, bool):
-        return operator.index(field)
-    return field
-
-
-def _any_requires_grad(*groups: Sequence[Tensor]) -> bool:
-    for group in groups:
-        for tensor in group:
-            if tensor.requires_grad:
-                return True
-    return False
-
-
-def _dispatch(
-    spec: Spec,
-    input: Tensor,
-    batch_sizes: Tensor | None,
-    states: tuple[Tensor, ...],
-    weights: Sequence[Tensor],
-    batch_first: bool,
-    dropout: float,
-    training: bool,
-    backend: str,
-    final_only: bool,
-    recompute: int,
-    lengths: Tensor | None = None,
-    resets: Tensor | None = None,
-) -> tuple[Any, ...]:
-    """Output, or None if `final_only`, and final states, from the backend that is chosen."""
-    request = make_request(
-        spec, input, batch_sizes, states, weights, batch_first, dropout, training, recompute,
-        lengths is not None, resets is not None,
-    )  # fmt: skip
-    if request.compiling:
-        name, at_once = decide_constant(backend, current_override(), *map(_as_constant, request))
-    else:
-        decision = decide(request, backend)
-        name, at_once = decision.backend, decision.layers_at_once
-    chosen = registry().backends[name]
-    call = StackCall(request, input, batch_sizes, states, weights, batch_first)
-    if isinstance(chosen, StackBackend):
-        made = chosen.run(call)
-        return (None, *made[1:]) if final_only else made
-    return stack.run_call(
-        spec, call, name, at_once=at_once, lengths=lengths, resets=resets, final_only=final_only
-    )

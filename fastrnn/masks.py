@@ -8,6 +8,8 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
+from fastrnn.transforms import is_batched
+
 Lengths = Tensor | Sequence[int] | int
 """Steps of each row; a number alone only where there is one row without a dimension for it."""
 
@@ -40,7 +42,7 @@ def as_lengths(
     """(B,) int64 on `device`, between 0 and T.
 
     Values of a tensor are checked only where that waits for nothing, which is on the CPU and not
-    while a graph is made; elsewhere they are clamped.
+    while a graph is made, nor under vmap; elsewhere they are clamped.
 
     Args:
         lengths: (B,); a number too if `unbatched`.
@@ -86,7 +88,7 @@ def _lengths_of_tensor(
             f"lengths: got shape {tuple(lengths.shape)}, expected ({batch},), one for each row"
         )
     lengths = lengths.to(torch.int64)
-    if lengths.device.type != "cpu" or torch.compiler.is_compiling():
+    if lengths.device.type != "cpu" or torch.compiler.is_compiling() or is_batched(lengths):
         return lengths.to(device).clamp(0, steps)
     wrong = (lengths < 0) | (lengths > steps)
     if wrong.any():

@@ -6,7 +6,7 @@ Plain modules rather than subclasses of torch.nn's: Dynamo refuses every instanc
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from fastrnn.dispatch import AUTO
 from fastrnn.recurrent import Recurrent
@@ -54,6 +54,16 @@ class RNN(Recurrent):
         recompute: whether training gives time for memory: it keeps h at every k-th step, and
             the backward pass runs k steps at a time forward once more. True is 128 steps, a
             number is k. Gradients are the same but for rounding. May be set later.
+        recurrent_dropout: probability that a unit of h is hidden from W_hh, in training mode: one
+            draw for each row and unit that holds for the whole sequence (Gal and Ghahramani,
+            2016). What is kept is scaled by 1 / (1 - p). The output is untouched. May be set later,
+            and so may the next two.
+        zoneout: probability that a unit of h does not take its new value at a step and keeps the
+            one before, in training mode; in eval mode the two are mixed in these shares (Krueger
+            et al., 2017).
+        error_clip: bound on the gradient of every unit's pre-activation, at every step on its way
+            back through time, before it goes on to weights, inputs and the step before (Graves,
+            2013); None for none.
 
     Attributes:
         weight_ih_l[k]: W_ih of layer k, (H, I) for k = 0, else (H, D * H).
@@ -92,6 +102,9 @@ class RNN(Recurrent):
         backend: str = AUTO,
         final_only: bool = False,
         recompute: bool | int = False,
+        recurrent_dropout: float = 0.0,
+        zoneout: float = 0.0,
+        error_clip: float | None = None,
         **unsupported: Any,
     ) -> None:
         if "proj_size" in unsupported:
@@ -118,8 +131,11 @@ class RNN(Recurrent):
             device,
             dtype,
             backend,
-            final_only,
-            recompute,
+            final_only=final_only,
+            recompute=recompute,
+            recurrent_dropout=recurrent_dropout,
+            zoneout=zoneout,
+            error_clip=error_clip,
         )
         self.nonlinearity = nonlinearity
 
@@ -131,12 +147,28 @@ class RNN(Recurrent):
         *,
         lengths: Lengths | None = None,
         resets: Tensor | None = None,
+        return_all_states: Literal[False] = False,
     ) -> tuple[Tensor, Tensor]: ...
 
     @overload
     def forward(
-        self, input: PackedSequence, hx: Tensor | None = None
+        self,
+        input: PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        return_all_states: Literal[False] = False,
     ) -> tuple[PackedSequence, Tensor]: ...
+
+    @overload
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: Lengths | None = None,
+        resets: Tensor | None = None,
+        return_all_states: bool,
+    ) -> tuple[Any, ...]: ...
 
     def forward(
         self,
@@ -145,7 +177,8 @@ class RNN(Recurrent):
         *,
         lengths: Lengths | None = None,
         resets: Tensor | None = None,
-    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        return_all_states: bool = False,
+    ) -> tuple[Any, ...]:
         """Run the layers over whole sequences.
 
         Args:
@@ -164,10 +197,14 @@ class RNN(Recurrent):
                 with a new episode. Gradients go to `hx` and not to the step before. In a direction
                 backwards in time the step before is t + 1. Ignored past a row's length. Not for a
                 PackedSequence, nor with `recompute`.
+            return_all_states: whether to return h of every layer and direction at every step, too.
 
         Returns:
             output, the last layer's h(t), shaped as `input` with D * H features, or None if
-            `final_only`, and h_n, every layer's last h(t), shaped as `hx`.
+            `final_only`, and h_n, every layer's last h(t), shaped as `hx`. With
+            `return_all_states` a third, every layer's every h(t): (L * D, T, B, H), (L * D, B, T,
+            H) if `batch_first`, (L * D, T, H) unbatched, zero past a row's length; of a
+            PackedSequence padded. Gradients go through it.
 
         Raises:
             ValueError: wrong dims or dtype of `input`; wrong number, values or shape of `lengths`
@@ -176,7 +213,7 @@ class RNN(Recurrent):
             RuntimeError: wrong sizes of `input` or `hx`.
             BackendError: the named backends cannot run this call; says why each cannot.
         """
-        return self._run(input, hx, lengths, resets)
+        return self._run(input, hx, lengths, resets, return_all_states)
 
 
 class LSTM(Recurrent):
@@ -218,6 +255,16 @@ class LSTM(Recurrent):
         recompute: whether training gives time for memory: it keeps h and c at every k-th step, and
             the backward pass runs k steps at a time forward once more. True is 128 steps, a
             number is k. Gradients are the same but for rounding. May be set later.
+        recurrent_dropout: probability that a unit of h is hidden from W_hh, in training mode: one
+            draw for each row and unit that holds for the whole sequence (Gal and Ghahramani,
+            2016). What is kept is scaled by 1 / (1 - p). The output is untouched. May be set later,
+            and so may the next two.
+        zoneout: probability that a unit of h, and one of c, does not take its new value at a step
+            and keeps the one before, in training mode; in eval mode the two are mixed in these
+            shares (Krueger et al., 2017). Or a pair of probabilities, for h and for c.
+        error_clip: bound on the gradient of every gate's pre-activation, at every step on its way
+            back through time, before it goes on to weights, inputs and the step before (Graves,
+            2013); None for none.
 
     Attributes:
         weight_ih_l[k]: (W_ii|W_if|W_ig|W_io) of layer k, (4 * H, I) for k = 0, else
@@ -256,6 +303,9 @@ class LSTM(Recurrent):
         backend: str = AUTO,
         final_only: bool = False,
         recompute: bool | int = False,
+        recurrent_dropout: float = 0.0,
+        zoneout: float | tuple[float, float] = 0.0,
+        error_clip: float | None = None,
     ) -> None:
         super().__init__(
             "LSTM",
@@ -270,8 +320,11 @@ class LSTM(Recurrent):
             device,
             dtype,
             backend,
-            final_only,
-            recompute,
+            final_only=final_only,
+            recompute=recompute,
+            recurrent_dropout=recurrent_dropout,
+            zoneout=zoneout,
+            error_clip=error_clip,
         )
 
     @overload
@@ -282,12 +335,28 @@ class LSTM(Recurrent):
         *,
         lengths: Lengths | None = None,
         resets: Tensor | None = None,
+        return_all_states: Literal[False] = False,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]: ...
 
     @overload
     def forward(
-        self, input: PackedSequence, hx: tuple[Tensor, Tensor] | None = None
+        self,
+        input: PackedSequence,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        return_all_states: Literal[False] = False,
     ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]: ...
+
+    @overload
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        lengths: Lengths | None = None,
+        resets: Tensor | None = None,
+        return_all_states: bool,
+    ) -> tuple[Any, ...]: ...
 
     def forward(
         self,
@@ -296,7 +365,8 @@ class LSTM(Recurrent):
         *,
         lengths: Lengths | None = None,
         resets: Tensor | None = None,
-    ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
+        return_all_states: bool = False,
+    ) -> tuple[Any, ...]:
         """Run the layers over whole sequences.
 
         Args:
@@ -307,10 +377,14 @@ class LSTM(Recurrent):
             lengths: (B,), the steps of each row where rows end before T; see `RNN.forward`.
             resets: (T, B) bool, the steps before which a row starts over from `hx`; see
                 `RNN.forward`.
+            return_all_states: whether to return h and c of every layer and direction at every
+                step, too.
 
         Returns:
             output, the last layer's h(t), shaped as `input` with D * P features, or None if
-            `final_only`, and (h_n, c_n), every layer's last h(t) and c(t), shaped as `hx`.
+            `final_only`, and (h_n, c_n), every layer's last h(t) and c(t), shaped as `hx`. With
+            `return_all_states` a third, every layer's every h(t) and c(t): (L * D, T, B, P) and
+            (L * D, T, B, H), laid out as `RNN.forward` says.
 
         Raises:
             ValueError: wrong dims or dtype of `input`; wrong number, values or shape of `lengths`
@@ -319,4 +393,4 @@ class LSTM(Recurrent):
             RuntimeError: wrong sizes of `input` or `hx`.
             BackendError: the named backends cannot run this call; says why each cannot.
         """
-        return self._run(input, hx, lengths, resets)
+        return self._run(input, hx, lengths, resets, return_all_states)

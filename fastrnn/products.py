@@ -82,14 +82,17 @@ def recurrent_weight_gradient(
     """dL/dW_hh = sum over t of dgates(t) h(t-1)^T: (G, K*H, P).
 
     The sum splits into the steps that follow a stored output, one product over all of them, and
-    each row's first step, which follows h0. With resets many do, and h(t-1) is written out.
+    each row's first step, which follows h0. With resets many do, and h(t-1) is written out, and so
+    it is where W_hh sees only part of it.
     """
     steps = d_gates.shape[0]
     total = []
     for group, reverse in enumerate(layer.reverse):
         d_group, h = d_gates[:, :, group], output[:, :, group]
-        if layer.resets is not None:
+        if layer.resets is not None or layer.recurrent_mask is not None:
             before = entering(h, layer.h0[group], layer.lengths, layer.resets, reverse)
+            if layer.recurrent_mask is not None:
+                before = layer.recurrent_mask[group] * before
             total.append(multiply(d_group.flatten(0, 1).mT, before.flatten(0, 1)))
             continue
         later, earlier = (d_group[:-1], h[1:]) if reverse else (d_group[1:], h[:-1])

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn.checks import check_type, recompute_steps
+from fastrnn.calls import make_request, run
+from fastrnn.checks import check_type
 from fastrnn.dispatch import AUTO, decide, parse_names
-from fastrnn.functional import make_request, run
 from fastrnn.masks import check_combination
+from fastrnn.options import Options, options
 from fastrnn.request import Spec
 
 if TYPE_CHECKING:
@@ -29,7 +30,15 @@ if TYPE_CHECKING:
 _IN_SPEC = frozenset(
     ["mode", "input_size", "hidden_size", "proj_size", "num_layers", "bias", "bidirectional"]
 )
-DERIVED = ("_spec", "_weight_names")
+OPTIONS = {
+    "final_only": False,
+    "recompute": False,
+    "recurrent_dropout": 0.0,
+    "zoneout": 0.0,
+    "error_clip": None,
+}
+"""What torch's layers do not have, and the values that leave it off."""
+DERIVED = ("_spec", "_weight_names", "_options")
 """Attributes that follow from the others, and so are neither pickled nor handed on."""
 
 
@@ -49,10 +58,14 @@ class Recurrent(nn.Module):
     # with values, for what torch.nn or an earlier version made
     final_only: bool = False
     recompute: bool | int = False
+    recurrent_dropout: float = 0.0
+    zoneout: float | tuple[float, float] = 0.0
+    error_clip: float | None = None
 
     # Derived from the attributes above by `_refresh`, so that a call computes none of it.
     _spec: Spec
     _weight_names: tuple[str, ...]
+    _options: Options
 
     def __init__(
         self,
@@ -68,9 +81,9 @@ class Recurrent(nn.Module):
         device: torch.device | str | int | None,
         dtype: torch.dtype | None,
         backend: str,
-        final_only: bool,
-        recompute: bool | int,
+        **asked: object,
     ) -> None:
+        """`asked`: values of `OPTIONS`, which are as documented of `RNN` and `LSTM`."""
         super().__init__()
         self.mode = mode
         self.input_size = input_size
@@ -82,8 +95,8 @@ class Recurrent(nn.Module):
         self.bidirectional = bidirectional
         self.proj_size = proj_size
         self.backend = backend
-        self.final_only = final_only
-        self.recompute = recompute
+        for name, value in asked.items():
+            setattr(self, name, value)
         self._check_arguments(dropout)
         self._refresh()
         for name in self._weight_names:
@@ -139,19 +152,24 @@ class Recurrent(nn.Module):
         )
         self._spec = spec
         self._weight_names = _parameter_names(spec)
+        self._options = self._checked_options()
+
+    def _checked_options(self, **changed: object) -> Options:
+        """The options as they are, or would be with those that are given."""
+        values = {name: getattr(self, name) for name in OPTIONS} | changed
+        return options(**values, has_cell_state=self.mode == "LSTM")
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "backend":
             parse_names(value)
-        elif name == "final_only":
-            check_type(name, value, bool)
-        elif name == "recompute":
-            recompute_steps(value)
+        elif name in OPTIONS:
+            self.__dict__["_options"] = self._checked_options(**{name: value})
+        before = self.__dict__.get("_parameters", {}).get(name)
         super().__setattr__(name, value)
         if "_weight_names" in self.__dict__:  # else still under construction
             if name in _IN_SPEC:
                 self._refresh()
-            elif name in self._weight_names:
+            elif name in self._weight_names and not _is_sharded(before):
                 self.flatten_parameters()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -186,7 +204,7 @@ class Recurrent(nn.Module):
         the parameters' memory was replaced otherwise, as `copy.deepcopy` does. Without it, cuDNN
         copies the weights in every call, and torch warns. Does nothing where cuDNN cannot run
         the layer: off CUDA, for other dtypes than half, float and double, for a sigmoid RNN, and
-        for parameters that share memory.
+        for parameters that share memory or are sharded (FSDP2), also while they are gathered.
         """
         weights = [getattr(self, name, None) for name in self._weight_names]
         if self.mode != "RNN_SIGMOID" and all(_is_for_cudnn(weight) for weight in weights):
@@ -230,10 +248,9 @@ class Recurrent(nn.Module):
             shown.append("nonlinearity=sigmoid")
         if self.backend != AUTO:
             shown.append(f"backend={self.backend}")
-        if self.final_only:
-            shown.append("final_only=True")
-        if self.recompute is not False:
-            shown.append(f"recompute={self.recompute}")
+        for name, value in OPTIONS.items():
+            if getattr(self, name) != value:
+                shown.append(f"{name}={getattr(self, name)}")
         return ", ".join([str(self.input_size), str(self.hidden_size), *shown])
 
     def _weights(self) -> list[Tensor]:
@@ -250,7 +267,9 @@ class Recurrent(nn.Module):
         hx: Any,
         lengths: Lengths | None,
         resets: Tensor | None,
-    ) -> tuple[Any, Any]:
+        return_all_states: bool,
+    ) -> tuple[Any, ...]:
+        asked = self._options
         return run(
             self._spec,
             input,
@@ -260,10 +279,9 @@ class Recurrent(nn.Module):
             dropout=self.dropout,
             training=self.training,
             backend=self.backend,
-            final_only=self.final_only,
-            recompute=recompute_steps(self.recompute),
             lengths=lengths,
             resets=resets,
+            options=asked._replace(all_states=True) if return_all_states else asked,
         )
 
 
@@ -274,6 +292,7 @@ def explain(
     *,
     lengths: Lengths | None = None,
     resets: Tensor | None = None,
+    return_all_states: bool = False,
 ) -> Decision:
     """Which backend a call of `layer` would run on, by which rule, and why not on the others.
 
@@ -285,6 +304,7 @@ def explain(
         hx: as for the call.
         lengths: as for the call; only whether there are some counts.
         resets: as for the call; only whether there are some counts.
+        return_all_states: as for the call.
 
     Raises:
         TypeError: `layer` is none of fastrnn's.
@@ -293,9 +313,9 @@ def explain(
     """
     if not isinstance(layer, Recurrent):
         raise TypeError(f"layer should be a fastrnn.RNN or LSTM, got: {type(layer).__name__}")
-    recompute = recompute_steps(layer.recompute)
+    asked = layer._options._replace(all_states=return_all_states)
     packed = isinstance(input, PackedSequence)
-    check_combination(lengths, resets, packed=packed, recompute=recompute)
+    check_combination(lengths, resets, packed=packed, recompute=asked.recompute)
     states = (hx,) if isinstance(hx, Tensor) else hx or ()
     batch_sizes = None
     if isinstance(input, PackedSequence):
@@ -312,7 +332,7 @@ def explain(
         layer.batch_first,
         layer.dropout,
         layer.training,
-        recompute,
+        asked,
         lengths is not None,
         resets is not None,
     )
@@ -345,9 +365,21 @@ def _parameter_shape(spec: Spec, name: str) -> tuple[int, ...]:
     return (rows,)
 
 
+def _is_sharded(weight: object) -> bool:
+    """Whether it is a DTensor or the like, whose memory is somebody else's to lay out.
+
+    FSDP2 sets gathered weights in place of sharded ones, and gathers into their memory again in the
+    next step: to lay those out anew would leave the layer with weights that are never updated.
+    """
+    return isinstance(weight, Tensor) and type(weight) not in (Tensor, nn.Parameter)
+
+
 def _is_for_cudnn(weight: object) -> bool:
     return (
-        isinstance(weight, Tensor) and weight.is_cuda and torch.backends.cudnn.is_acceptable(weight)
+        isinstance(weight, Tensor)
+        and not _is_sharded(weight)
+        and weight.is_cuda
+        and torch.backends.cudnn.is_acceptable(weight)
     )
 
 

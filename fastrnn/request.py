@@ -12,6 +12,10 @@ GATES = {"lstm": 4, "rnn_tanh": 1, "rnn_relu": 1, "rnn_sigmoid": 1}
 """Rows of the weights per hidden unit, by cell name; the keys are the cells fastrnn knows."""
 
 
+OPTIONS = ("resets", "all_states", "recurrent_dropout", "zoneout", "error_clip")
+"""Fields of a `Request` that a backend is asked for only if it says that it heeds them."""
+
+
 class Spec(NamedTuple):
     """The static shape of a stack of recurrent layers: what a module fixes when it is built."""
 
@@ -88,6 +92,17 @@ class Request(NamedTuple):
     """`lengths=` of padded rows rather than a PackedSequence; `varlen` is true as well."""
     resets: bool = False
     """`resets=`: rows start over from h0 and c0 within the sequence."""
+    all_states: bool = False
+    """States of every step are returned, of every layer and direction."""
+    recurrent_dropout: bool = False
+    """Units of h are hidden from W_hh; only in training mode."""
+    zoneout: bool = False
+    """Units keep the state of the step before, in training mode, or a share of it."""
+    error_clip: bool = False
+    """Gate gradients are bounded; only where a gradient is needed."""
+    transformed: bool = False
+    """Under `torch.func.vmap`, where T and B are those of one of many, or forward-mode derivatives:
+    what fastrnn knows to do with a layer, and torch with its own operations."""
 
     @property
     def gates(self) -> int:
@@ -111,7 +126,13 @@ class Request(NamedTuple):
         Step by step as it is made: nothing is done in between, and no layer runs backwards.
         """
         between = self.bidirectional or self.dropout or self.proj_size or self.varlen
-        return self.num_layers > 1 and not (between or self.recompute or self.resets)
+        otherwise = self.recompute or self.options or self.transformed
+        return self.num_layers > 1 and not (between or otherwise)
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """What is asked for of `OPTIONS`."""
+        return tuple(name for name in OPTIONS if getattr(self, name))
 
     def describe(self) -> str:
         """One line for a person."""
@@ -125,7 +146,8 @@ class Request(NamedTuple):
             "" if self.bias else "no bias",
             f"dropout={self.dropout:g}" if self.dropout else "",
             "lengths" if self.padded else "variable lengths" if self.varlen else "",
-            "resets" if self.resets else "",
+            *(name.replace("_", " ") for name in self.options),
+            "transformed" if self.transformed else "",
             "forward and backward" if self.needs_grad else "forward only",
             f"recompute={self.recompute}" if self.recompute else "",
             "eval mode" if not self.training else "",

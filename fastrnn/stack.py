@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn import checks, masks
+from fastrnn import checks, masks, regularisers
 from fastrnn.backend import Layer
 from fastrnn.ops import layer_forward
 
@@ -17,7 +17,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fastrnn.backend import StackCall
+    from fastrnn.options import Options
     from fastrnn.request import Spec
+
+
+class Made(NamedTuple):
+    """What a call makes."""
+
+    output: Tensor | None
+    """In the form of the input; None if nobody reads it."""
+    final: tuple[Tensor, ...]
+    """(h_n,) or (h_n, c_n), each (num_layers * directions, B, P or H)."""
+    every: tuple[Tensor, ...] | None
+    """(h,) or (h, c) of every step, each (num_layers * directions, T, B, P or H), zero past a
+    row's length; None unless asked for."""
 
 
 def run_call(
@@ -28,8 +41,8 @@ def run_call(
     at_once: int,
     lengths: Tensor | None,
     resets: Tensor | None,
-    final_only: bool,
-) -> tuple[Any, ...]:
+    options: Options,
+) -> Made:
     """Bring a call into the one form that a layer backend knows: padded, time-major, one dtype.
 
     An autocast region changes the dtype of the arithmetic; the casts are differentiable, so
@@ -42,10 +55,7 @@ def run_call(
         at_once: as for `run`.
         lengths: (B,) int64 of a padded input, or None.
         resets: (T, B) bool, or None.
-        final_only: whether nobody reads the output.
-
-    Returns:
-        output, or None if `final_only`, in the form of the input, and the final states.
+        options: of the call.
     """
     request, x, batch_sizes, states, weights, batch_first = call
     time = 1 if batch_first and batch_sizes is None else 0
@@ -60,19 +70,20 @@ def run_call(
         x = x.to(request.dtype)
         states = tuple(state.to(request.dtype) for state in states)
         weights = [weight.to(request.dtype) for weight in weights]
-    output, *final = run(
+    output, final, every = run(
         spec, x, states, weights, lengths=lengths, dropout=request.dropout,
         precision=request.precision, save=request.needs_grad, backend=backend,
-        final_only=final_only, recompute=request.recompute, at_once=at_once, resets=resets,
+        training=request.training, options=options, at_once=at_once, resets=resets,
     )  # fmt: skip
-    if final_only:
-        return (None, *final)
+    if options.final_only:
+        return Made(None, final, every)
+    assert output is not None
     if batch_sizes is not None:
         assert lengths is not None
         output = torch.nn.utils.rnn.pack_padded_sequence(output, lengths.cpu()).data
     elif batch_first:
         output = output.transpose(0, 1)
-    return (output, *final)
+    return Made(output, final, every)
 
 
 def run(
@@ -86,11 +97,11 @@ def run(
     precision: str,
     save: bool,
     backend: str,
-    final_only: bool = False,
-    recompute: int = 0,
+    training: bool,
+    options: Options,
     at_once: int = 1,
     resets: Tensor | None = None,
-) -> tuple[Tensor, ...]:
+) -> Made:
     """Run every layer in turn; the directions of a layer are one call with G = 2.
 
     With `at_once` that many layers are one call, chained, unless some of their weights are frozen
@@ -106,19 +117,19 @@ def run(
         precision: `ieee`, `tf32` or `tf32x3`.
         save: whether a backward pass may follow.
         backend: the name of a `LayerBackend`.
-        final_only: whether nobody reads the output.
-        recompute: `Layer.recompute`.
+        training: whether what is drawn at random is.
+        options: of the call.
         at_once: layers of a call; see `LayerBackend.layers_at_once`.
         resets: (T, B) bool, or None; every layer starts over at the same steps.
 
     Returns:
-        output (T, B, directions * P), h_n and, for an LSTM, c_n, shaped as in `hx`. With
-        `final_only` the output is whatever the last layer returns there.
+        The output is (T, B, directions * P); with `final_only` it is whatever the last layer
+        returns there.
     """
     per_group = len(weights) // (spec.num_layers * spec.directions)
     if at_once > 1 and save and not _alike(weights, per_group):
         at_once = 1
-    h_n, c_n = [], []
+    h_n, c_n, every_h, every_c = [], [], [], []
     for first_layer in range(0, spec.num_layers, at_once):
         layers = min(at_once, spec.num_layers - first_layer)
         first, groups = first_layer * spec.directions, layers * spec.directions
@@ -126,8 +137,10 @@ def run(
         # the same kind of weight of every group, (G, ...)
         weights_ih = own[::per_group]
         states = [state[first : first + groups] for state in hx]
+        reverse = (False, True) if spec.bidirectional else (False,) * layers
         is_last = first_layer + layers == spec.num_layers
-        output, h_last, c_last = layer_forward(
+        noise = regularisers.draw(options, x, states, len(reverse), training=training)
+        output, h_last, c_last, cells = layer_forward(
             Layer(
                 cell=spec.cell,
                 x=x,
@@ -138,13 +151,18 @@ def run(
                 c0=states[1] if len(states) == 2 else None,
                 weight_hr=_stack(own[per_group - 1 :: per_group]) if spec.proj_size else None,
                 lengths=lengths,
-                reverse=(False, True) if spec.bidirectional else (False,) * layers,
+                reverse=reverse,
                 precision=precision,
                 save=save,
-                final_only=final_only and is_last,
-                recompute=recompute,
+                final_only=options.final_only and is_last and not options.all_states,
+                recompute=options.recompute if save else 0,
                 weight_chain=_stack(weights_ih[1:]) if layers > 1 else None,
                 resets=resets,
+                recurrent_mask=noise.recurrent_mask,
+                zoneout_h=noise.zoneout_h,
+                zoneout_c=noise.zoneout_c,
+                error_clip=options.error_clip,
+                all_states=options.all_states,
             ),
             backend,
         )
@@ -154,7 +172,17 @@ def run(
         h_n.append(h_last)
         if c_last is not None:
             c_n.append(c_last)
-    return (x, _join(h_n), _join(c_n)) if c_n else (x, _join(h_n))
+        if options.all_states:
+            every_h.append(output.permute(2, 0, 1, 3))
+        if cells is not None:
+            every_c.append(cells.permute(2, 0, 1, 3))
+    every = _states(every_h, every_c) if options.all_states else None
+    return Made(x, _states(h_n, c_n), every)
+
+
+def _states(h: list[Tensor], c: list[Tensor]) -> tuple[Tensor, ...]:
+    """(h,) or (h, c) of all layers."""
+    return (_join(h), _join(c)) if c else (_join(h),)
 
 
 def _alike(weights: Sequence[Tensor], per_group: int) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from fastrnn import functional
+from fastrnn import calls
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -157,7 +157,7 @@ def run(problem: Problem, *, backend: str, gradients: bool = True, seed: int = 0
         name: leaf.detach().clone().requires_grad_(gradients) for name, leaf in leaves.items()
     }
     own_hx = tuple(leaves[f"hx[{i}]"] for i in range(len(hx))) if hx else None
-    output, states = functional.run(
+    output, states = calls.run(
         spec,
         leaves["x"],
         own_hx if own_hx is None or spec.has_cell_state else own_hx[0],  # type: ignore[arg-type] # a pair for an LSTM

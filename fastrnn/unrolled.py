@@ -8,7 +8,8 @@ taken of this form, whatever backend ran the forward pass.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -29,7 +30,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def run(layer: Layer) -> tuple[Tensor, ...]:
-    """Output (T, B, G, P), h_n (G, B, P) and, for an LSTM, c_n (G, B, H).
+    """Output (T, B, G, P), h_n (G, B, P) and, for an LSTM, c_n (G, B, H) and cells (T, B, G, H).
 
     Of chained groups the output is that of the last, (T, B, 1, P).
     """
@@ -37,8 +38,9 @@ def run(layer: Layer) -> tuple[Tensor, ...]:
         return _run_chain(layer, layer.weight_chain)
     gates_x = project(layer.x, layer.weight_ih, layer.bias)
     per_group = [_run_group(layer, gates_x[:, :, g], g) for g in range(layer.groups)]
-    outputs, *states = zip(*per_group, strict=True)
-    return (torch.stack(outputs, 2), *(torch.stack(state) for state in states))
+    output, h_n, c_n, cells = zip(*per_group, strict=True)
+    made = (torch.stack(output, 2), torch.stack(h_n))
+    return made if layer.c0 is None else (*made, torch.stack(c_n), torch.stack(cells, 2))
 
 
 def _run_chain(layer: Layer, weight_chain: Tensor) -> tuple[Tensor, ...]:
@@ -57,34 +59,48 @@ def _run_chain(layer: Layer, weight_chain: Tensor) -> tuple[Tensor, ...]:
             reverse=layer.reverse[own],
             weight_chain=None,
         )
-        output, *final = run(one)
+        output, *final = run(one)[:3]
         x = output.squeeze(2)
         finals.append(final)
     return (output, *(torch.cat(states) for states in zip(*finals, strict=True)))
 
 
-def _run_group(layer: Layer, gates_x: Tensor, g: int) -> tuple[Tensor, ...]:
+def _run_group(layer: Layer, gates_x: Tensor, g: int) -> tuple[Any, ...]:
+    """Output (T, B, P), h_n, and c_n and cells (T, B, H), or None twice."""
     steps = gates_x.shape[0]
     h0, weight_hh = layer.h0[g], layer.weight_hh[g]
     c0 = None if layer.c0 is None else layer.c0[g]
+    mask = None if layer.recurrent_mask is None else layer.recurrent_mask[g]
     h, c = h0, c0
     outputs: list[Tensor] = [h] * steps
+    cells: list[Any] = [c] * steps
     for t in reversed(range(steps)) if layer.reverse[g] else range(steps):
         h_before, c_before = h, c
         if layer.resets is not None:
             starts = layer.resets[t].unsqueeze(1)
             h_before = torch.where(starts, h0, h)
             c_before = None if c is None or c0 is None else torch.where(starts, c0, c)
-        h_new, c_new = _step(layer, gates_x[t] + h_before @ weight_hh.mT, c_before, g)
+        masked = h_before if mask is None else mask * h_before
+        a = gates_x[t] + masked @ weight_hh.mT
+        if layer.error_clip and a.requires_grad:
+            a.register_hook(partial(torch.clamp, min=-layer.error_clip, max=layer.error_clip))  # type: ignore[no-untyped-call] # torch leaves it unannotated
+        h_new, c_new = _step(layer, a, c_before, g)
+        if layer.zoneout_h is not None:
+            h_new = _mixed(layer.zoneout_h[t, :, g], h_before, h_new)
+        if layer.zoneout_c is not None and c_before is not None and c_new is not None:
+            c_new = _mixed(layer.zoneout_c[t, :, g], c_before, c_new)
         if layer.lengths is None:
-            outputs[t], h, c = h_new, h_new, c_new
+            outputs[t], cells[t], h, c = h_new, c_new, h_new, c_new
             continue
         alive = (t < layer.lengths).unsqueeze(1)
-        outputs[t] = torch.where(alive, h_new, 0)
-        h = torch.where(alive, h_new, h)
-        c = None if c is None or c_new is None else torch.where(alive, c_new, c)
-    output = torch.stack(outputs)
-    return (output, h) if c is None else (output, h, c)
+        outputs[t], h = torch.where(alive, h_new, 0), torch.where(alive, h_new, h)
+        if c is not None and c_new is not None:
+            cells[t], c = torch.where(alive, c_new, 0), torch.where(alive, c_new, c)
+    return torch.stack(outputs), h, c, None if c is None else torch.stack(cells)
+
+
+def _mixed(kept: Tensor, before: Tensor, new: Tensor) -> Tensor:
+    return kept * before + (1 - kept) * new
 
 
 def _step(layer: Layer, a: Tensor, c: Tensor | None, g: int) -> tuple[Tensor, Tensor | None]:

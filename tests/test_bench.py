@@ -272,7 +272,7 @@ def test_the_loop_over_cells_is_torchs_layer():
 def test_the_request_is_the_one_that_a_call_makes(monkeypatch):
     seen = []
     original = bench_cases.make_request
-    monkeypatch.setattr("fastrnn.functional.make_request",
+    monkeypatch.setattr("fastrnn.calls.make_request",
                         lambda *a: seen.append(original(*a)) or seen[-1])  # fmt: skip
     for mode in ("forward", "train"):
         case = CASE._replace(mode=mode, layers=2, bidirectional=True)

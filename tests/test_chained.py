@@ -9,7 +9,7 @@ import torch
 from torch.nn.utils.rnn import pack_sequence
 
 import fastrnn
-from fastrnn import dispatch, functional, testing
+from fastrnn import calls, dispatch, testing
 from fastrnn.backend import Layer, LayerOutput
 from fastrnn.request import GATES, Request, Spec
 from fastrnn_reference.backend import ReferenceBackend
@@ -195,7 +195,7 @@ def test_compiled(spec: Spec, chained: Count) -> None:
     leaves = [weight.clone().requires_grad_() for weight in problem.weights]
 
     def call(x: torch.Tensor) -> torch.Tensor:
-        return functional.run(
+        return calls.run(
             problem.spec, x, None, leaves, batch_first=False, dropout=0.0, training=True,
             backend="reference",
         )[0]  # fmt: skip

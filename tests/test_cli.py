@@ -160,9 +160,9 @@ def test_explain_is_what_a_call_decides(run):
     out = run("explain", "--T", "3", "--B", "2", "--I", "3", "--H", "4", "--json")[1]
     explained = json.loads(out)
     seen = []
-    original = fastrnn.functional.decide
+    original = fastrnn.calls.decide
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fastrnn.functional, "decide", lambda *a: seen.append(original(*a)) or seen[0])
+        patch.setattr(fastrnn.call, "decide", lambda *a: seen.append(original(*a)) or seen[0])
         with torch.no_grad():
             fastrnn.LSTM(3, 4).eval()(torch.randn(3, 2, 3))
     assert {**seen[0].request._asdict(), "dtype": "torch.float32"} == explained["request"]

@@ -17,7 +17,11 @@ from module_cases import X
 def flattened(monkeypatch):
     """As on a GPU: what would be handed to cuDNN to lay out, a list of argument tuples."""
     calls = []
-    monkeypatch.setattr(recurrent, "_is_for_cudnn", lambda weight: isinstance(weight, torch.Tensor))
+    monkeypatch.setattr(
+        recurrent,
+        "_is_for_cudnn",
+        lambda weight: isinstance(weight, torch.Tensor) and not recurrent._is_sharded(weight),
+    )
     monkeypatch.setattr(torch, "_use_cudnn_rnn_flatten_weight", lambda: True)
     monkeypatch.setattr(torch, "_cudnn_rnn_flatten_weight", lambda *args: calls.append(args))
     monkeypatch.setattr(torch.backends.cudnn.rnn, "get_cudnn_mode", lambda mode: mode)
@@ -52,6 +56,26 @@ def test_not_flattened(flattened, why):
     flattened.clear()
     ours.flatten_parameters()
     assert not flattened
+
+
+class Sharded(torch.Tensor):
+    """As FSDP2 keeps parameters while they are not in use."""
+
+
+def test_not_flattened_while_sharded_weights_are_gathered(flattened):
+    """FSDP2 gathers into memory of its own, step after step, and sets one weight after another."""
+    ours = fastrnn.LSTM(4, 5)
+    whole = dict(ours.named_parameters())
+    flattened.clear()
+    for _ in range(2):
+        for name, weight in whole.items():
+            shard = nn.Parameter(weight.detach().as_subclass(Sharded))
+            setattr(ours, name, shard)
+        for name, weight in whole.items():
+            setattr(ours, name, weight)
+    assert not flattened
+    ours.weight_hh_l0 = nn.Parameter(torch.randn_like(ours.weight_hh_l0))
+    assert len(flattened) == 1
 
 
 def test_flatten_parameters_is_harmless_on_the_cpu():

@@ -11,9 +11,10 @@ import torch
 from torch.nn.utils.rnn import pack_sequence
 
 import fastrnn
-from fastrnn import functional, testing
+from fastrnn import calls, functional, testing
 from fastrnn.backend import Layer, LayerOutput, OutputGradients, RecurrenceBackend
 from fastrnn.ops import layer_forward
+from fastrnn.options import Options
 from fastrnn.plugins import registry
 from fastrnn.request import GATES, Spec
 
@@ -24,9 +25,9 @@ RUNS = [("reference", cell) for cell in CELLS] + [("aten", "lstm"), ("aten", "rn
 def call(problem: testing.Problem, backend: str = "reference", final_only: bool = True, **how):
     """Output and states as a tuple."""
     hx = problem.hx if problem.hx is None or problem.spec.has_cell_state else problem.hx[0]
-    output, states = functional.run(
+    output, states = calls.run(
         problem.spec, how.pop("x", problem.x), hx, problem.weights, batch_first=False, dropout=0.0,
-        training=True, backend=backend, final_only=final_only, **how,
+        training=True, backend=backend, options=Options(final_only=final_only), **how,
     )  # fmt: skip
     return output, states if isinstance(states, tuple) else (states,)
 
@@ -141,7 +142,7 @@ def test_the_operator_returns_an_output_only_to_a_backward_pass(
             return full(backend, gates_x, weight_hh, Layer(**whole))
 
         monkeypatch.setattr(backend, "recurrence_forward", ignorant)
-    output, h_n, _ = layer_forward(layer(cell, save=save), "reference")
+    output, h_n, *_ = layer_forward(layer(cell, save=save), "reference")
     assert output.shape == (5 if save else 0, 3, 2, 4)
     assert h_n.shape == (2, 3, 4)
     if not save:

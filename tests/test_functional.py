@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fastrnn
-from fastrnn import functional, testing
+from fastrnn import calls, functional, testing
 from fastrnn.request import Spec
 
 
@@ -158,7 +158,7 @@ def test_no_two_gradients_share_memory(
     assert problem.hx is not None
     leaves = [t.clone().requires_grad_() for t in (problem.x, *problem.hx, *problem.weights)]
     x, hx, weights = leaves[0], leaves[1 : 1 + len(problem.hx)], leaves[1 + len(problem.hx) :]
-    output, _ = functional.run(
+    output, _ = calls.run(
         spec, x, tuple(hx) if cell == "lstm" else hx[0], weights, batch_first=False, dropout=0.0,
         training=True, backend=backend,
     )  # fmt: skip

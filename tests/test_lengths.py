@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fastrnn
-from fastrnn import functional, masks, testing
+from fastrnn import calls, functional, masks, testing
 from fastrnn.request import Spec
 
 CELLS = ["lstm", "rnn_tanh", "rnn_relu"]
@@ -117,7 +117,7 @@ def test_equal_numpy_also_for_rows_without_a_step(
 ) -> None:
     spec = Spec(cell, 3, 4, 0, 2, True, True)
     problem = testing.random_problem(spec, 4, 3)
-    output, final = functional.run(
+    output, final = calls.run(
         spec, problem.x, as_hx(spec, list(problem.hx)), problem.weights, batch_first=False,
         dropout=0.0, training=False, backend="auto", lengths=lengths,
     )  # fmt: skip

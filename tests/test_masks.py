@@ -154,9 +154,9 @@ def test_explain_and_reasons_of_resets() -> None:
 
 def test_backend_that_does_not_say_that_it_heeds_resets_is_not_chosen(use) -> None:
     silent, heeds = Fake("silent", 1.0), Fake("heeds", 2.0)
-    heeds.resets = True
+    heeds.options = frozenset({"resets"})
     use(silent, heeds)
     assert decide(REQUEST).backend == "silent"
     decision = decide(REQUEST._replace(resets=True))
     assert decision.backend == "heeds"
-    assert "resets were given; it does not say that it heeds them" in str(decision)
+    assert "resets asked for; not among the options that it heeds" in str(decision)

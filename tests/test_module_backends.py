@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import fastrnn
-from fastrnn import functional, recurrent
+from fastrnn import calls, recurrent
 from module_cases import CELLS, X
 
 
@@ -65,13 +65,13 @@ def test_repr_shows_what_torch_lacks():
 def test_explain_describes_the_call(cell, form, monkeypatch):
     """The request that `explain` makes is the very one that the call makes."""
     made = []
-    decide = functional.decide
+    decide = calls.decide
 
     def spy(request, backend):
         made.append(request)
         return decide(request, backend)
 
-    monkeypatch.setattr(functional, "decide", spy)
+    monkeypatch.setattr(calls, "decide", spy)
     ours = getattr(fastrnn, cell)(4, 5, 2, batch_first=True, dropout=0.5, backend="reference")
     x = {
         "batched": X,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastrnn import backend as backend_module
-from fastrnn import dispatch, functional, testing
+from fastrnn import calls, dispatch, functional, testing
 from fastrnn.backend import Layer, OutputGradients
 from fastrnn.ops import layer_forward
 from fastrnn.plugins import registry
@@ -41,9 +41,9 @@ def layer_arguments(
         leaf(groups, P, H) if proj else None,
         leaf(groups - 1, K * H, H) if chained else None,
         None if lengths is None else torch.tensor(lengths),
-        None if resets is None else torch.tensor(resets).bool(),
+        None if resets is None else torch.tensor(resets).bool(), None, None, None,
         cell, [False] * groups if chained else [False, True][:groups], "ieee", 0, False, True,
-        "reference",
+        0.0, False, "reference",
     )  # fmt: skip
 
 
@@ -86,12 +86,12 @@ def test_opcheck_backward(cell: str, chained: bool, resets: list[list[int]] | No
     groups = 3 if chained else 1
     arguments = layer_arguments(cell, groups=groups, chained=chained, resets=resets)
     arguments = tuple(a.detach() if isinstance(a, torch.Tensor) else a for a in arguments)
-    output, h_n, c_n, *saved = torch.ops.fastrnn.layer_forward(*arguments)
+    output, h_n, c_n, cells, *saved = torch.ops.fastrnn.layer_forward(*arguments)
     wanted = [tensor is not None for tensor in arguments[:8]]
     d_c_n = torch.randn_like(c_n) if cell == "lstm" else None
     torch.library.opcheck(
         torch.ops.fastrnn.layer_backward.default,
-        (output, torch.randn_like(h_n), d_c_n, output, *saved, wanted, *arguments),
+        (output, torch.randn_like(h_n), d_c_n, None, output, cells, *saved, wanted, *arguments),
         test_utils=("test_schema", "test_faketensor"),  # it has no autograd rule of its own
     )
 
@@ -141,7 +141,7 @@ def test_gradient_penalty_equals_torchs(cell: str) -> None:
     def penalty(backend: str) -> tuple[torch.Tensor, ...]:
         x = problem.x.clone().requires_grad_()
         leaves = [weight.clone().requires_grad_() for weight in problem.weights]
-        output, _ = functional.run(
+        output, _ = calls.run(
             problem.spec, x, None, leaves, batch_first=False, dropout=0.0, training=True,
             backend=backend,
         )  # fmt: skip
@@ -214,7 +214,7 @@ def test_compile_without_graph_break_equals_eager(spec: Spec) -> None:
     leaves = [weight.clone().requires_grad_() for weight in problem.weights]
 
     def call(x: torch.Tensor, weights: list[torch.Tensor]) -> torch.Tensor:
-        output, _ = functional.run(
+        output, _ = calls.run(
             spec, x, None, weights, batch_first=True, dropout=0.0, training=True, backend="auto"
         )
         return output
@@ -256,7 +256,7 @@ def test_autocast_computes_in_its_dtype_and_returns_gradients_in_the_parameters(
     problem = testing.random_problem(spec, 4, 3, dtype=torch.float32)
     leaves = [weight.clone().requires_grad_() for weight in problem.weights]
     with torch.autocast("cpu", torch.bfloat16):
-        output, _ = functional.run(
+        output, _ = calls.run(
             spec, problem.x, None, leaves, batch_first=False, dropout=0.0, training=True,
             backend="reference",
         )  # fmt: skip

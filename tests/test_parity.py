@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastrnn import functional, testing
+from fastrnn import calls, functional, testing
 from fastrnn.request import GATES, Spec
 
 CELLS = sorted(GATES)
@@ -99,7 +99,7 @@ def test_reference_gradients_are_the_derivatives(spec: Spec) -> None:
 
     def call(x: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, ...]:
         hx, weights = rest[:states], rest[states:]
-        output, final = functional.run(
+        output, final = calls.run(
             spec, x, hx if states == 2 else hx[0], weights, batch_first=False, dropout=0.0,
             training=True, backend="reference",
         )  # fmt: skip
@@ -157,7 +157,7 @@ def test_gradients_that_are_asked_for_do_not_depend_on_the_others(
 
     leaves = {name: t.clone().requires_grad_(asked(name)) for name, t in named.items()}
     hx = tuple(leaves[f"hx[{i}]"] for i in range(len(problem.hx)))
-    output, final = functional.run(
+    output, final = calls.run(
         spec, leaves["x"], hx if len(hx) == 2 else hx[0],
         [leaves[f"weights[{i}]"] for i in range(4)], batch_first=False, dropout=0.0,
         training=True, backend="reference",
@@ -202,7 +202,7 @@ def test_reference_packed_equals_numpy_and_torch(oracle: ModuleType, spec: Spec)
     backends = ["reference"] if spec.cell == "rnn_sigmoid" else ["reference", "aten"]
     for backend in backends:
         leaves = [weight.clone().requires_grad_() for weight in problem.weights]
-        output, final = functional.run(
+        output, final = calls.run(
             spec, packed, hx, leaves, batch_first=False, dropout=0.0, training=True,
             backend=backend,
         )  # fmt: skip

@@ -183,7 +183,7 @@ def test_every_product_of_a_layer_goes_through_the_backend(
         save=True,
     )
     backend = ReferenceBackend()
-    output, h_n, _, saved = backend.layer_forward(layer)
+    output, h_n, _, saved, _ = backend.layer_forward(layer)
     assert seen == ["tf32x3"]  # the projection
     gradients = OutputGradients(torch.randn_like(output), torch.randn_like(h_n), None)
     backend.layer_backward(gradients, layer, output, saved, Wanted(*[True] * 7))

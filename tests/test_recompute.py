@@ -12,9 +12,10 @@ import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
 
 import fastrnn
-from fastrnn import chunked, functional, testing
+from fastrnn import calls, chunked, functional, testing
 from fastrnn.backend import Layer, LayerGradients, LayerOutput, RecurrenceBackend
 from fastrnn.ops import layer_forward
+from fastrnn.options import Options
 from fastrnn.plugins import registry
 from fastrnn.request import GATES, Spec
 
@@ -127,9 +128,9 @@ def test_two_layers_with_dropout(cell: str, packed: bool) -> None:
     for recompute in (0, 4):
         leaves = [weight.clone().requires_grad_() for weight in problem.weights]
         torch.manual_seed(0)
-        output, _ = functional.run(
+        output, _ = calls.run(
             spec, x, None, leaves, batch_first=False, dropout=0.5, training=True,
-            backend="reference", recompute=recompute,
+            backend="reference", options=Options(recompute=recompute),
         )  # fmt: skip
         output = output.data if packed else output
         found.append((output, *torch.autograd.grad(output.square().sum(), leaves)))
@@ -143,8 +144,8 @@ def test_within_the_tolerance_of_every_dtype(
     monkeypatch: pytest.MonkeyPatch, cell: str, dtype: torch.dtype
 ) -> None:
     problem = testing.random_problem(Spec(cell, 5, 8, 0, 2, True, True), 30, 3, dtype=dtype)
-    ordinary = functional.run
-    monkeypatch.setattr(functional, "run", lambda *a, **how: ordinary(*a, **how, recompute=4))
+    ordinary, options = calls.run, Options(recompute=4)
+    monkeypatch.setattr(calls, "run", lambda *a, **how: ordinary(*a, **how, options=options))
     got = testing.run(problem, backend="reference")
     monkeypatch.undo()
     testing.assert_close(got, testing.truth(problem), testing.tolerance(dtype, 30))
@@ -155,7 +156,7 @@ def test_sums_over_many_chunks_keep_small_terms() -> None:
     ones = torch.ones(600, 1, 1, dtype=torch.bfloat16)
     bias = torch.zeros(1, 1, dtype=torch.bfloat16, requires_grad=True)
     nothing = torch.zeros(1, 1, 1, dtype=torch.bfloat16)
-    output, _, _ = layer_forward(
+    output, *_ = layer_forward(
         Layer(
             "rnn_relu", ones, nothing + 1, nothing, bias, nothing, None, None, None, (False,),
             "ieee", save=True, recompute=1,
@@ -173,9 +174,9 @@ def test_gradients_of_gradients(cell: str) -> None:
     def penalty(recompute: int) -> tuple[torch.Tensor, ...]:
         x = problem.x.clone().requires_grad_()
         leaves = [weight.clone().requires_grad_() for weight in problem.weights]
-        output, _ = functional.run(
+        output, _ = calls.run(
             problem.spec, x, None, leaves, batch_first=False, dropout=0.0, training=True,
-            backend="reference", recompute=recompute,
+            backend="reference", options=Options(recompute=recompute),
         )  # fmt: skip
         (d_x,) = torch.autograd.grad(output.square().sum(), x, create_graph=True)
         return torch.autograd.grad(d_x.square().sum(), leaves)
@@ -257,9 +258,9 @@ def test_kept_is_the_output_and_the_states_between_chunks(cell: str, bidirection
 
     def count(recompute: int) -> int:
         kept = kept_for_backward(
-            lambda: functional.run(
+            lambda: calls.run(
                 problem.spec, x, None, problem.weights, batch_first=False, dropout=0.0,
-                training=True, backend="reference", recompute=recompute,
+                training=True, backend="reference", options=Options(recompute=recompute),
             )
         )  # fmt: skip
         return sum(tensor.numel() for tensor in kept)
@@ -282,9 +283,9 @@ def test_peak_memory_of_a_training_step(
     d_output = torch.randn(T, B, spec.directions * H)
 
     def step(recompute: int) -> object:
-        output, _ = functional.run(
+        output, _ = calls.run(
             spec, problem.x, problem.hx, leaves, batch_first=False, dropout=0.0, training=True,
-            backend="reference", recompute=recompute,
+            backend="reference", options=Options(recompute=recompute),
         )  # fmt: skip
         return torch.autograd.grad(output, leaves, d_output)
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import fastrnn
-from fastrnn import functional, testing
+from fastrnn import calls, functional, testing
+from fastrnn.options import Options
 from fastrnn.request import Spec
 
 CELLS = ["lstm", "rnn_tanh", "rnn_relu"]
@@ -73,7 +74,7 @@ def fast(spec: Spec, x: torch.Tensor, hx: Tensors, weights: Tensors, **how: obje
     """The same of fastrnn."""
     how = {"batch_first": False, "dropout": 0.0, "training": True, "backend": "auto", **how}
     states = None if not hx else tuple(hx) if spec.has_cell_state else hx[0]
-    return flat(functional.run(spec, x, states, weights, **how))
+    return flat(calls.run(spec, x, states, weights, **how))
 
 
 def gradients(outputs: Tensors, leaves: Tensors) -> tuple[torch.Tensor, ...]:
@@ -251,7 +252,7 @@ def test_final_only_batch_first_and_zero_states(cell: str, training: bool) -> No
     with torch.set_grad_enabled(training):
         for states in (hx, []):
             want = fast(spec, x, states, weights, resets=resets)
-            output, *final = fast(spec, x, states, weights, resets=resets, final_only=True)
+            output, *final = fast(spec, x, states, weights, resets=resets, options=Options(final_only=True))
             assert output is None
             torch.testing.assert_close(final, want[1:])
             other = fast(

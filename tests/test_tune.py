@@ -117,7 +117,7 @@ def stored():
 def test_the_request_of_a_case_is_that_of_a_call(monkeypatch):
     seen = []
     original = bench_cases.make_request
-    monkeypatch.setattr("fastrnn.functional.make_request",
+    monkeypatch.setattr("fastrnn.calls.make_request",
                         lambda *a: seen.append(original(*a)) or seen[-1])  # fmt: skip
     for mode in ("forward", "train"):
         case = CASE._replace(mode=mode, layers=2, bidirectional=True, cell="rnn_relu")

@@ -51,6 +51,11 @@ class AtenBackend(StackBackend):
                 f"resets were given; torch would have to cut up, {work} (pass every episode as a "
                 "row of its own if it may)"
             )
+        if request.all_states:
+            reasons.append("states of every step were asked for; torch returns the last ones")
+        for option in ("recurrent_dropout", "zoneout", "error_clip"):
+            if getattr(request, option):
+                reasons.append(f"{option} was asked for; torch has none")
         return reasons
 
     def cost(self, request: Request) -> Cost:

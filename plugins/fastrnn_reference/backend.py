@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from fastrnn.backend import LayerOutput, OutputGradients, Recurrence, RecurrenceBackend
+from fastrnn.request import OPTIONS
 from fastrnn_reference import chain, cost, elman, lstm
+from fastrnn_reference.time import Group
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +25,7 @@ class ReferenceBackend(RecurrenceBackend):
 
     name = "reference"
     contract = 1
-    resets = True
+    options = frozenset(OPTIONS)
     summary = "plain torch time steps and hand-written BPTT; any device, any float dtype"
 
     def can_run(self, request: Request) -> list[str]:
@@ -40,47 +42,9 @@ class ReferenceBackend(RecurrenceBackend):
         """Run the time loop, a group after the other."""
         if layer.weight_chain is not None:
             return chain.forward(self, gates_x, layer.weight_chain, layer)
-        steps, batch = gates_x.shape[:2]
-        groups, size = layer.groups, layer.h0.shape[-1]
-        final_only = layer.final_only and not layer.save
-        if final_only and layer.c0 is None:
-            h_n = [
-                elman.final(
-                    layer.cell, gates_x[:, :, g], weight_hh[g], layer.h0[g], layer.lengths,
-                    layer.resets, layer.reverse[g],
-                )
-                for g in range(groups)
-            ]  # fmt: skip
-            nothing = gates_x.new_empty((0, batch, groups, size))
-            return LayerOutput(nothing, torch.stack(h_n), None, ())
-        # what nobody reads later is that of one step, written over by the next
-        output = gates_x.new_empty((1 if final_only else steps, batch, groups, size))
         if layer.c0 is None:
-            h_n = [
-                elman.forward(
-                    layer.cell, gates_x[:, :, g], weight_hh[g], layer.h0[g], layer.lengths,
-                    layer.resets, layer.reverse[g], output[:, :, g],
-                )
-                for g in range(groups)
-            ]  # fmt: skip
-            return LayerOutput(output, torch.stack(h_n), None, ())
-        kept = steps if layer.save else 1
-        gates = torch.empty_like(gates_x[:kept], memory_format=torch.contiguous_format)
-        cells = gates_x.new_empty((kept, batch, groups, layer.hidden_size))
-        states = [
-            lstm.forward(
-                gates_x[:, :, g], weight_hh[g],
-                None if layer.weight_hr is None else layer.weight_hr[g],
-                layer.h0[g], layer.c0[g], layer.lengths, layer.resets, layer.reverse[g],
-                output[:, :, g].expand(steps, -1, -1),
-                gates[:, :, g].expand(steps, -1, -1), cells[:, :, g].expand(steps, -1, -1),
-            )
-            for g in range(groups)
-        ]  # fmt: skip
-        h_ns, c_ns = zip(*states, strict=True)
-        saved = (gates, cells) if layer.save else ()
-        output = output[:0] if final_only else output
-        return LayerOutput(output, torch.stack(h_ns), torch.stack(c_ns), saved)
+            return _elman_forward(gates_x, layer)
+        return _lstm_forward(gates_x, layer.c0, layer)
 
     def recurrence_backward(
         self,
@@ -96,27 +60,27 @@ class ReferenceBackend(RecurrenceBackend):
             return chain.backward(self, grad, layer.weight_chain, layer, saved, wanted)
         steps, batch, groups, _ = output.shape
         d_gates = output.new_empty((steps, batch, groups, weight_hh.shape[1]))
-        d_output, d_h_n, d_c_n = grad
+        d_output, d_h_n, d_c_n, d_cells = grad
 
-        def group(tensor: Tensor | None, dim: int, g: int) -> Tensor | None:
+        def own(tensor: Tensor | None, dim: int, g: int) -> Tensor | None:
             return None if tensor is None else tensor.select(dim, g)
 
         if layer.c0 is None:
+            activated = saved[0] if layer.zoneout_h is not None else None
             d_h0 = [
                 elman.backward(
-                    layer.cell, group(d_output, 2, g), group(d_h_n, 0, g), weight_hh[g],
-                    output[:, :, g], layer.lengths, layer.resets, layer.reverse[g], wanted.h0,
-                    d_gates[:, :, g],
+                    Group.of(layer, g), own(d_output, 2, g), own(d_h_n, 0, g), output[:, :, g],
+                    own(activated, 2, g), wanted.h0, d_gates[:, :, g],
                 )
                 for g in range(groups)
             ]  # fmt: skip
             return Recurrence(d_gates, torch.stack(d_h0) if wanted.h0 else None, None)
-        gates, cells = saved[:2]
+        cells, gates = saved[:2]
         per_group = [
             lstm.backward(
-                group(d_output, 2, g), group(d_h_n, 0, g), group(d_c_n, 0, g), weight_hh[g],
-                group(layer.weight_hr, 0, g), layer.c0[g], output[:, :, g], gates[:, :, g],
-                cells[:, :, g], layer.lengths, layer.resets, layer.reverse[g], d_gates[:, :, g],
+                Group.of(layer, g), own(d_output, 2, g), own(d_h_n, 0, g), own(d_c_n, 0, g),
+                own(d_cells, 2, g), output[:, :, g], gates[:, :, g], cells[:, :, g],
+                d_gates[:, :, g],
             )
             for g in range(groups)
         ]  # fmt: skip
@@ -127,3 +91,49 @@ class ReferenceBackend(RecurrenceBackend):
             torch.stack(d_c0s),
             None if layer.weight_hr is None else torch.stack(d_weight_hrs),
         )
+
+
+def _elman_forward(gates_x: Tensor, layer: Layer) -> LayerOutput:
+    steps, batch, groups, size = gates_x.shape
+    final_only = layer.final_only and not layer.save
+    output = gates_x.new_empty((0 if final_only else steps, batch, groups, size))
+    activated = None
+    if layer.save and layer.zoneout_h is not None:
+        activated = torch.empty_like(output)
+    h_n = [
+        elman.forward(
+            Group.of(layer, g), gates_x[:, :, g], None if final_only else output[:, :, g],
+            None if activated is None else activated[:, :, g],
+        )
+        for g in range(groups)
+    ]  # fmt: skip
+    return LayerOutput(output, torch.stack(h_n), None, () if activated is None else (activated,))
+
+
+def _lstm_forward(gates_x: Tensor, c0: Tensor, layer: Layer) -> LayerOutput:
+    steps, batch, groups, _ = gates_x.shape
+    final_only = layer.final_only and not layer.save
+
+    def kept(by_anybody: bool, width: int) -> Tensor:
+        # what nobody reads later is that of one step, written over by the next
+        made = gates_x.new_empty((steps if by_anybody else 1, batch, groups, width))
+        return made.expand(steps, -1, -1, -1)
+
+    zoned = layer.zoneout_h is not None or layer.zoneout_c is not None  # looks at the one before
+    output = kept(zoned or not final_only, layer.h0.shape[2])
+    cells = kept(zoned or layer.save or layer.all_states, c0.shape[2])
+    gates = kept(layer.save, gates_x.shape[3])
+    states = [
+        lstm.forward(
+            Group.of(layer, g), gates_x[:, :, g], output[:, :, g], gates[:, :, g], cells[:, :, g]
+        )
+        for g in range(groups)
+    ]
+    h_n, c_n = zip(*states, strict=True)
+    return LayerOutput(
+        output[:0] if final_only else output,
+        torch.stack(h_n),
+        torch.stack(c_n),
+        ((gates,) if layer.all_states else (cells, gates)) if layer.save else (),
+        cells if layer.all_states else None,
+    )

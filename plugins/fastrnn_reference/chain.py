@@ -30,7 +30,7 @@ def forward(
         if g > 0:
             gates_x = project(made[-1].output[:, :, 0], weight_chain[g - 1 : g], one.bias)
         made.append(backend.recurrence_forward(gates_x, one.weight_hh, one))
-    outputs, h_n, c_n, saved = zip(*made, strict=True)
+    outputs, h_n, c_n, saved, _ = zip(*made, strict=True)
     return LayerOutput(
         outputs[-1],
         torch.cat(h_n),

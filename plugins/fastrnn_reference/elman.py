@@ -12,9 +12,14 @@ import torch
 
 from fastrnn_reference.time import (
     alive_steps,
+    clipped_,
+    hidden_from,
     in_order,
+    mixed,
     output_gradients,
+    plus,
     restarted,
+    split,
     starting_steps,
 )
 
@@ -22,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
+
+    from fastrnn_reference.time import Group
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "rnn_tanh": torch.tanh_,
@@ -37,75 +44,57 @@ GRADIENTS: dict[str, Callable[..., Tensor]] = {
     "rnn_relu": partial(_aten.threshold_backward.grad_input, threshold=0),
     "rnn_sigmoid": _aten.sigmoid_backward.grad_input,
 }
-"""dh f'(a), written in terms of h = f(a): 1 - h^2, h > 0, h (1 - h)."""
+"""dh f'(a), written in terms of f(a): 1 - f^2, f > 0, f (1 - f)."""
+
+
+def is_plain(group: Group) -> bool:
+    """Whether every step of every row is the formula above and nothing else."""
+    return all(
+        each is None
+        for each in (group.lengths, group.resets, group.recurrent_mask, group.zoneout_h)
+    )
 
 
 def forward(
-    cell: str,
-    gates_x: Tensor,
-    weight_hh: Tensor,
-    h0: Tensor,
-    lengths: Tensor | None,
-    resets: Tensor | None,
-    reverse: bool,
-    output: Tensor,
+    group: Group, gates_x: Tensor, output: Tensor | None, activated: Tensor | None
 ) -> Tensor:
     """Fill `output` (T, B, H) and return h_n (B, H).
 
     Args:
-        cell: `rnn_tanh`, `rnn_relu` or `rnn_sigmoid`.
+        group: weights, initial state and options.
         gates_x: (T, B, H), W_ih x + b of every step.
-        weight_hh: (H, H).
-        h0: (B, H).
-        lengths: (B,) or None.
-        resets: (T, B) or None.
-        reverse: whether time runs from T-1 to 0.
-        output: (T, B, H), written; zero past a row's length.
+        output: (T, B, H), written; zero past a row's length. None: nobody reads it.
+        activated: (T, B, H), written: f(a) of every step, which zoneout keeps apart from h. None
+            if nobody reads it.
     """
-    activation, weight = ACTIVATIONS[cell], weight_hh.mT
-    h = h0
-    alive = alive_steps(lengths, gates_x)
-    every_start = starting_steps(resets, alive)
-    if alive is None:
-        for a, h_new, starts in in_order(reverse, gates_x, output, every_start):
-            torch.addmm(a, restarted(h, h0, starts), weight, out=h_new)
-            h = activation(h_new)
+    activation, weight = ACTIVATIONS[group.cell], group.weight_hh.mT
+    h = h0 = group.h0
+    if is_plain(group) and output is not None:
+        for a, h_new in in_order(group.reverse, gates_x, output):
+            h = activation(torch.addmm(a, h, weight, out=h_new))
         return h
-    for a, h_out, is_alive, starts in in_order(reverse, gates_x, output, alive, every_start):
-        h_new = activation(torch.addmm(a, restarted(h, h0, starts), weight))
-        h = torch.where(is_alive, h_new, h)
-        h_out.copy_(h_new.masked_fill_(~is_alive, 0))
-    return h
-
-
-def final(
-    cell: str,
-    gates_x: Tensor,
-    weight_hh: Tensor,
-    h0: Tensor,
-    lengths: Tensor | None,
-    resets: Tensor | None,
-    reverse: bool,
-) -> Tensor:
-    """Return h_n (B, H) and keep no other step; arguments as for `forward`."""
-    activation, weight = ACTIVATIONS[cell], weight_hh.mT
-    h = h0
-    alive = alive_steps(lengths, gates_x)
-    for a, is_alive, starts in in_order(reverse, gates_x, alive, starting_steps(resets, alive)):
-        h_new = activation(torch.addmm(a, restarted(h, h0, starts), weight))
+    alive = alive_steps(group.lengths, gates_x)
+    for a, h_out, f_out, kept, is_alive, starts in in_order(
+        group.reverse, gates_x, output, activated, group.zoneout_h, alive,
+        starting_steps(group.resets, alive),
+    ):  # fmt: skip
+        h_before = restarted(h, h0, starts)
+        f_a = activation(torch.addmm(a, hidden_from(h_before, group.recurrent_mask), weight))
+        if f_out is not None:
+            f_out.copy_(f_a)
+        h_new = mixed(kept, h_before, f_a)
         h = h_new if is_alive is None else torch.where(is_alive, h_new, h)
+        if h_out is not None:
+            h_out.copy_(h_new if is_alive is None else h_new.masked_fill(~is_alive, 0))
     return h
 
 
 def backward(
-    cell: str,
+    group: Group,
     d_output: Tensor | None,
     d_h_n: Tensor | None,
-    weight_hh: Tensor,
     output: Tensor,
-    lengths: Tensor | None,
-    resets: Tensor | None,
-    reverse: bool,
+    activated: Tensor | None,
     wants_h0: bool,
     d_gates: Tensor,
 ) -> Tensor:
@@ -115,39 +104,38 @@ def backward(
     product and one point-wise product a step.
 
     Args:
-        cell: `rnn_tanh`, `rnn_relu` or `rnn_sigmoid`.
+        group: the forward's.
         d_output: (T, B, H) or None.
         d_h_n: (B, H) or None.
-        weight_hh: (H, H).
         output: (T, B, H), the forward's.
-        lengths: (B,) or None.
-        resets: (T, B) or None.
-        reverse: the forward's.
+        activated: (T, B, H), the forward's; None where that is the output.
         wants_h0: whether dL/dh0 is worth a matrix product.
         d_gates: (T, B, H), written; zero past a row's length.
     """
-    gradient = GRADIENTS[cell]
+    gradient, weight_hh, bound = GRADIENTS[group.cell], group.weight_hh, group.error_clip
+    f_a = output if activated is None else activated
     d_outputs = output_gradients(d_output, output)
     d_h = torch.zeros_like(output[0]) if d_h_n is None else d_h_n
-    if lengths is None and resets is None:
+    if is_plain(group):
         d_later = None
-        for d_out, h, d_gate in in_order(not reverse, d_outputs, output, d_gates):
+        for d_out, f_t, d_gate in in_order(not group.reverse, d_outputs, f_a, d_gates):
             d_h = d_h + d_out if d_later is None else torch.addmm(d_out, d_later, weight_hh)
-            d_later = gradient(d_h, h, grad_input=d_gate)
+            d_later = clipped_(gradient(d_h, f_t, grad_input=d_gate), bound)
         assert d_later is not None
         return d_later @ weight_hh if wants_h0 else d_later
-    alive = alive_steps(lengths, output)
-    every_start = starting_steps(resets, alive)
+    alive = alive_steps(group.lengths, output)
     d_h0 = torch.zeros_like(d_h)
-    for d_out, h, d_gate, is_alive, starts in in_order(
-        not reverse, d_outputs, output, d_gates, alive, every_start
-    ):
-        gradient(d_h + d_out, h, grad_input=d_gate)
-        if is_alive is None:
-            d_h = d_gate @ weight_hh
-        else:
-            # a row that is past its end hands the gradient of its state on, untouched
-            d_h = torch.where(is_alive, d_gate.masked_fill_(~is_alive, 0) @ weight_hh, d_h)
+    for d_out, f_t, d_gate, kept, is_alive, starts in in_order(
+        not group.reverse, d_outputs, f_a, d_gates, group.zoneout_h, alive,
+        starting_steps(group.resets, alive),
+    ):  # fmt: skip
+        d_new, d_kept = split(kept, d_h + d_out)
+        clipped_(gradient(d_new, f_t, grad_input=d_gate), bound)
+        if is_alive is not None:
+            d_gate.masked_fill_(~is_alive, 0)
+        d_before = plus(hidden_from(d_gate @ weight_hh, group.recurrent_mask), d_kept)
+        # a row that is past its end hands the gradient of its state on, untouched
+        d_h = d_before if is_alive is None else torch.where(is_alive, d_before, d_h)
         if starts is not None:
             # a step that started over leaves nothing to the one before
             d_h0 += d_h.masked_fill(~starts, 0)

@@ -19,65 +19,63 @@ import torch
 from fastrnn.products import entering
 from fastrnn_reference.time import (
     alive_steps,
+    clipped_,
+    hidden_from,
     in_order,
+    mixed,
     output_gradients,
+    plus,
     restarted,
+    split,
     starting_steps,
 )
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fastrnn_reference.time import Group
+
 
 def forward(
-    gates_x: Tensor,
-    weight_hh: Tensor,
-    weight_hr: Tensor | None,
-    h0: Tensor,
-    c0: Tensor,
-    lengths: Tensor | None,
-    resets: Tensor | None,
-    reverse: bool,
-    output: Tensor,
-    gates: Tensor,
-    cells: Tensor,
+    group: Group, gates_x: Tensor, output: Tensor, gates: Tensor, cells: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Fill `output` (T, B, P), `gates` (T, B, 4H) and `cells` (T, B, H); return h_n, c_n.
 
     Args:
+        group: weights, initial states and options.
         gates_x: (T, B, 4H), W_ih x + b of every step.
-        weight_hh: (4H, P).
-        weight_hr: (P, H) or None.
-        h0: (B, P).
-        c0: (B, H).
-        lengths: (B,) or None.
-        resets: (T, B) or None.
-        reverse: whether time runs from T-1 to 0.
         output: written; zero past a row's length.
         gates: written; the activated gates.
-        cells: written; c after each step.
+        cells: written; c after each step, zero past a row's length.
     """
-    hidden, weight = c0.shape[1], weight_hh.mT
-    alive = alive_steps(lengths, gates_x)
-    every_start = starting_steps(resets, alive)
+    h0, c0 = group.h0, group.c0
+    assert c0 is not None
+    hidden, weight = c0.shape[1], group.weight_hh.mT
+    alive = alive_steps(group.lengths, gates_x)
     h, c = h0, c0
-    for a, gate, c_new, h_new, is_alive, starts in in_order(
-        reverse, gates_x, gates, cells, output, alive, every_start
-    ):
+    for a, gate, c_new, h_new, h_kept, c_kept, is_alive, starts in in_order(
+        group.reverse, gates_x, gates, cells, output, group.zoneout_h, group.zoneout_c, alive,
+        starting_steps(group.resets, alive),
+    ):  # fmt: skip
         h_before, c_before = restarted(h, h0, starts), restarted(c, c0, starts)
-        torch.addmm(a, h_before, weight, out=gate)
+        torch.addmm(a, hidden_from(h_before, group.recurrent_mask), weight, out=gate)
         gate[:, : 2 * hidden].sigmoid_()  # i and f in one go
         i, f, g, o = gate.chunk(4, 1)
         torch.mul(f, c_before, out=c_new).addcmul_(i, g.tanh_())
-        if weight_hr is None:
+        if group.weight_hr is None:
             torch.mul(o.sigmoid_(), c_new.tanh(), out=h_new)
         else:
-            torch.mm(o.sigmoid_() * c_new.tanh(), weight_hr.mT, out=h_new)
+            torch.mm(o.sigmoid_() * c_new.tanh(), group.weight_hr.mT, out=h_new)
+        if h_kept is not None:
+            h_new.copy_(mixed(h_kept, h_before, h_new))
+        if c_kept is not None:
+            c_new.copy_(mixed(c_kept, c_before, c_new))
         if is_alive is None:
             h, c = h_new, c_new
         else:
             h, c = torch.where(is_alive, h_new, h), torch.where(is_alive, c_new, c)
             h_new.masked_fill_(~is_alive, 0)
+            c_new.masked_fill_(~is_alive, 0)
     return h, c
 
 
@@ -93,77 +91,78 @@ class Gradients(NamedTuple):
 
 
 def backward(
+    group: Group,
     d_output: Tensor | None,
     d_h_n: Tensor | None,
     d_c_n: Tensor | None,
-    weight_hh: Tensor,
-    weight_hr: Tensor | None,
-    c0: Tensor,
+    d_cells: Tensor | None,
     output: Tensor,
     gates: Tensor,
     cells: Tensor,
-    lengths: Tensor | None,
-    resets: Tensor | None,
-    reverse: bool,
     d_gates: Tensor,
 ) -> Gradients:
     """Fill `d_gates` (T, B, 4H).
 
     With dh(t) the gradient that reaches o tanh(c), the loop is
 
-        dc(t) = dh(t) o (1 - tanh(c)^2) + f(t+1) dc(t+1)
+        dc(t) = dL/dcells(t) + dh(t) o (1 - tanh(c)^2) + f(t+1) dc(t+1)
         dgates(t) = [dc g i(1-i), dc c(t-1) f(1-f), dc i (1-g^2), dh tanh(c) o(1-o)]
 
     whose factors on the right depend on no gradient: they are formed for all steps before it.
 
     Args:
+        group: the forward's.
         d_output: (T, B, P) or None.
         d_h_n: (B, P) or None.
         d_c_n: (B, H) or None.
-        weight_hh: (4H, P).
-        weight_hr: (P, H) or None.
-        c0: (B, H).
+        d_cells: (T, B, H) or None.
         output: (T, B, P), the forward's.
         gates: (T, B, 4H), the forward's.
         cells: (T, B, H), the forward's.
-        lengths: (B,) or None.
-        resets: (T, B) or None.
-        reverse: the forward's.
         d_gates: written; zero past a row's length.
     """
+    c0, weight_hh, weight_hr = group.c0, group.weight_hh, group.weight_hr
+    assert c0 is not None
     _, batch, hidden = cells.shape
     i, f, g, o = gates.chunk(4, 2)
-    tanh_c = cells.tanh()
-    c_before = entering(cells, c0, lengths, resets, reverse)
+    c_before = entering(cells, c0, group.lengths, group.resets, group.reverse)
+    # with zoneout, what the cell made is not what was kept
+    tanh_c = (cells if group.zoneout_c is None else f * c_before + i * g).tanh()
     factors = torch.stack(
         (g * i * (1 - i), c_before * f * (1 - f), i * (1 - g * g), tanh_c * o * (1 - o)), 2
     )  # (T, B, 4, H)
     through_o = o * (1 - tanh_c * tanh_c)
     d_outputs = output_gradients(d_output, output)
-    alive = alive_steps(lengths, cells)
-    every_start = starting_steps(resets, alive)
+    alive = alive_steps(group.lengths, cells)
     if alive is not None:
         factors.masked_fill_(~alive.unsqueeze(2), 0)
         through_o.masked_fill_(~alive, 0)
         d_outputs = d_outputs.masked_fill(~alive, 0)
+        d_cells = None if d_cells is None else d_cells.masked_fill(~alive, 0)
 
     # kept for dW_hr, one product after the loop
     d_projected = torch.empty_like(output) if weight_hr is not None else output
     d_h = torch.zeros_like(output[0]) if d_h_n is None else d_h_n
     d_c = torch.zeros_like(c0) if d_c_n is None else d_c_n
     d_h0, d_c0 = torch.zeros_like(d_h), torch.zeros_like(d_c)
-    for d_out, factor, dc_dh, f_t, d_gate, d_proj, is_alive, starts in in_order(
-        not reverse, d_outputs, factors, through_o, f, d_gates, d_projected, alive, every_start
-    ):
-        d_h_here = d_h + d_out
+    for (
+        d_out, d_cell, factor, dc_dh, f_t, d_gate, d_proj, h_kept, c_kept, is_alive, starts
+    ) in in_order(
+        not group.reverse, d_outputs, d_cells, factors, through_o, f, d_gates, d_projected,
+        group.zoneout_h, group.zoneout_c, alive, starting_steps(group.resets, alive),
+    ):  # fmt: skip
+        d_h_here, d_h_kept = split(h_kept, d_h + d_out)
+        d_c_here, d_c_kept = split(c_kept, plus(d_c, d_cell))
         if weight_hr is not None:
             d_proj.copy_(d_h_here)
             d_h_here = d_h_here @ weight_hr
-        d_c_here = torch.addcmul(d_c, d_h_here, dc_dh)
+        d_c_here = torch.addcmul(d_c_here, d_h_here, dc_dh)
         by_gate = d_gate.view(batch, 4, hidden)
         torch.mul(factor[:, :3], d_c_here.unsqueeze(1), out=by_gate[:, :3])
         torch.mul(factor[:, 3], d_h_here, out=by_gate[:, 3])
-        d_h_before, d_c_before = d_gate @ weight_hh, d_c_here * f_t
+        clipped_(d_gate, group.error_clip)
+        d_h_before = plus(hidden_from(d_gate @ weight_hh, group.recurrent_mask), d_h_kept)
+        d_c_before = plus(d_c_here * f_t, d_c_kept)
         if is_alive is None:
             d_h, d_c = d_h_before, d_c_before
         else:

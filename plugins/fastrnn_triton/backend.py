@@ -41,7 +41,7 @@ class TritonBackend(RecurrenceBackend):
 
     name = "triton"
     contract = 1
-    resets = True
+    options = frozenset({"resets"})
     summary = "fused Triton kernels for the time steps and for BPTT; NVIDIA and AMD GPUs"
 
     def unavailable(self) -> list[str]:
@@ -99,7 +99,7 @@ class TritonBackend(RecurrenceBackend):
             keep_output=layer.save or chained or not layer.final_only, overwrite=True,
             precision=layer.precision, config=_found("forward", layer),
         )  # fmt: skip
-        saved = () if gates is None else (gates, cells)
+        saved = () if gates is None else (cells, gates)
         if chained:
             saved = (output, *saved) if layer.save else ()
             output = output[:0] if layer.final_only and not layer.save else output
@@ -118,7 +118,7 @@ class TritonBackend(RecurrenceBackend):
         """As forward, in the regime that was planned or found; they need not be the same."""
         if layer.weight_chain is not None:
             output, *saved = saved
-        gates, cells = (None, None) if layer.c0 is None else saved[:2]
+        cells, gates = (None, None) if layer.c0 is None else saved[:2]
         made = _kernels().backward(
             layer.cell, weight_hh.contiguous(), output, gates, cells, layer.c0,
             weight_chain=_contiguous(layer.weight_chain),

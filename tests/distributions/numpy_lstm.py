@@ -48,11 +48,11 @@ class NumpyLSTM(RecurrenceBackend):
                 gates[t, :, group] = np.concatenate((i, f, g, o), axis=1)
                 cells[t, :, group], output[t, :, group] = c, h
             h_n[group], c_n[group] = h, c
-        saved = (torch.from_numpy(gates), torch.from_numpy(cells)) if layer.save else ()
+        saved = (torch.from_numpy(cells), torch.from_numpy(gates)) if layer.save else ()
         return LayerOutput(*map(torch.from_numpy, (output, h_n, c_n)), saved)
 
     def recurrence_backward(self, grad, weight_hh, layer, output, saved, wanted):
-        gates, cells = (tensor.numpy() for tensor in saved[:2])
+        cells, gates = (tensor.numpy() for tensor in saved[:2])
         weights, c0 = weight_hh.detach().numpy(), layer.c0.detach().numpy()
         d_gates = np.empty_like(gates)
         d_output, d_h0, d_c0 = (

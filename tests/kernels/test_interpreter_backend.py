@@ -17,7 +17,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     )
 
 import fastrnn
-from fastrnn import dispatch, functional, testing
+from fastrnn import calls, dispatch, functional, testing
 from fastrnn.request import GATES, Spec
 from fastrnn_triton.backend import TritonBackend
 
@@ -58,7 +58,7 @@ def test_gradcheck_through_the_operators(cell):
 
     def call(x, *rest):
         hx, weights = rest[:states], rest[states:]
-        output, final = functional.run(
+        output, final = calls.run(
             spec, x, hx if states == 2 else hx[0], weights, batch_first=False, dropout=0.0,
             training=True, backend="triton",
         )  # fmt: skip

@@ -1,0 +1,263 @@
+"""What torch may do with a layer: differentiate it, twice and more, and batch it.
+
+`LayerFunction` is the rule of the operator `layer_forward`, `LayerGradient` that of
+`layer_backward`. Written by hand rather than with `torch.library.register_autograd`, whose wrapper
+walks the schema and the trees of arguments on every call, which shows at small T.
+"""
+
+# mypy: allow-untyped-calls
+# (torch.autograd.Function is not annotated)
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from fastrnn import batching, unrolled
+from fastrnn.backend import Layer, Wanted
+from fastrnn.flat import FIELDS, SAVED, TENSORS, WANTED, fields_of, layer_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+_keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+"""Whether the backward pass that is running retains its graph; what torch's own compiled graphs ask
+before they write over saved tensors. None where torch has no such function."""
+
+MADE = ("output", "h_n", "c_n", "cells")
+"""What `layer_forward` returns before what is saved, and what has gradients."""
+AT_WANTED = len(MADE) + 2 + SAVED
+"""In the arguments of `layer_backward`: four gradients, output, cells, what was saved, `wanted`."""
+AT_FIELDS = AT_WANTED + 1
+
+
+class LayerFunction(torch.autograd.Function):
+    """One layer: `FIELDS` and the backend's name, to `MADE` and what is saved."""
+
+    @staticmethod
+    def forward(*arguments: Any) -> tuple[Tensor, ...]:
+        """The operator, below autograd."""
+        with torch._C._AutoDispatchBelowAutograd():
+            return cast("tuple[Tensor, ...]", torch.ops.fastrnn.layer_forward(*arguments))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        """Keep what the derivative needs."""
+        ctx.set_materialize_grads(False)
+        cells = output[3:4] if not inputs[FIELDS.index("all_states")] else ()
+        ctx.mark_non_differentiable(*cells, *output[4:])
+        ctx.save_for_backward(*inputs[:TENSORS], output[0], *output[3:])
+        ctx.static = inputs[TENSORS:]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        """The gradients of the fields, from those of what was made."""
+        kept = ctx.saved_tensors  # asked for once: torch's checkpoints refuse a second time
+        inputs, (output, *saved) = kept[:TENSORS], kept[TENSORS:]
+        wanted = tuple(ctx.needs_input_grad[:WANTED])
+        nothing = [None] * (len(ctx.needs_input_grad) - WANTED)
+        has_c = inputs[FIELDS.index("c0")] is not None
+        grads = (*grads[:2], *(grads[2:4] if has_c else (None, None)))
+        if all(grad is None for grad in grads):
+            return (*(None for _ in wanted), *nothing)
+        arguments = (*grads, output, *saved, wanted, *inputs, *ctx.static)
+        found: Sequence[Tensor | None]
+        if _are_many(grads):
+            with torch.enable_grad():
+                layer = layer_of((*map(_apart, inputs), *ctx.static[:-1]))
+            found = _gradients(layer, grads, wanted)
+        elif torch.is_grad_enabled():  # create_graph: somebody will differentiate this gradient
+            found = LayerGradient.apply(*arguments)
+        elif _is_last_use(saved):
+            found = torch.ops.fastrnn.layer_backward_(*arguments)
+        else:
+            found = torch.ops.fastrnn.layer_backward(*arguments)
+        got = iter(found)
+        return (*(next(got) if is_wanted else None for is_wanted in wanted), *nothing)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *arguments: Any) -> tuple[Any, Any]:
+        """V layers as one; see `fastrnn.batching`. What is saved is that of the one."""
+        *fields, backend = arguments
+        named = dict(zip(FIELDS, fields, strict=True))
+        dims = dict(zip(FIELDS, in_dims[:-1], strict=True))
+        size = info.batch_size
+        if any(dims[name] is not None for name in batching.WEIGHTS):
+            if not batching.can_be_groups(named, dims, size):
+                made = batching.one_by_one(LayerFunction.apply, in_dims, size, arguments)
+                return made, (0,) * len(made)
+            folded, where = batching.as_groups(named, dims, size), "groups"
+        else:
+            folded, where = batching.as_rows(named, dims, size), "rows"
+        made = LayerFunction.apply(*folded.values(), backend)
+        places = [getattr(batching.KINDS[name], where) for name in MADE]
+        if named["c0"] is None:
+            places[2:] = [None, None]
+        elif not named["all_states"]:
+            places[3] = None
+        parts = [
+            tensor if place is None else batching.part(tensor, place, size)
+            for tensor, place in zip(made[:4], places, strict=True)
+        ]
+        return (*parts, *made[4:]), (*places, *(None for _ in made[4:]))
+
+
+class LayerGradient(torch.autograd.Function):
+    """The wanted gradients of a layer, by its backend, as something to differentiate further.
+
+    Derivatives of it are those of the layer written out in torch's operations.
+    """
+
+    @staticmethod
+    def forward(*arguments: Any) -> tuple[Tensor, ...]:
+        """The operator."""
+        return tuple(torch.ops.fastrnn.layer_backward(*arguments))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        """Keep what the derivative needs."""
+        ctx.set_materialize_grads(False)
+        static = AT_FIELDS + TENSORS
+        ctx.save_for_backward(*inputs[:4], *inputs[AT_FIELDS:static])
+        ctx.wanted, ctx.static = inputs[AT_WANTED], inputs[static:]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        """The gradients of the fields and of the gradients that came in."""
+        needed, wanted = ctx.needs_input_grad, ctx.wanted
+        with torch.enable_grad():
+            kept = [_apart(tensor) for tensor in ctx.saved_tensors]
+            layer = layer_of((*kept[4:], *ctx.static[:-1]))
+            found = _gradients(layer, kept[:4], wanted)
+        places = [i for i in (*range(4), *range(AT_FIELDS, AT_FIELDS + WANTED)) if needed[i]]
+        used = [
+            (f, grad)
+            for f, grad in zip(found, grads, strict=True)
+            if f is not None and f.requires_grad and grad is not None
+        ]
+        result: list[Tensor | None] = [None] * len(needed)
+        if used:
+            got = torch.autograd.grad(
+                [f for f, _ in used],
+                [kept[i] if i < 4 else kept[4 + i - AT_FIELDS] for i in places],
+                [grad for _, grad in used],
+                create_graph=torch.is_grad_enabled(),
+                allow_unused=True,
+            )
+            for place, gradient in zip(places, got, strict=True):
+                result[place] = gradient
+        return tuple(result)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *arguments: Any) -> tuple[Any, Any]:
+        """The gradients of V layers by way of one; see `LayerFunction.vmap`."""
+        size, wanted = info.batch_size, Wanted(*arguments[AT_WANTED])
+        *fields, backend = arguments[AT_FIELDS:]
+        named = dict(zip(FIELDS, fields, strict=True))
+        dims = dict(zip(FIELDS, in_dims[AT_FIELDS:-1], strict=True))
+        own_weights = any(dims[name] is not None for name in batching.WEIGHTS)
+        as_groups = own_weights or any(getattr(wanted, name) for name in batching.WEIGHTS)
+        # whether `LayerFunction.vmap` has made of these V layers the one that is wanted here
+        is_made = own_weights or (not as_groups and any(isinstance(d, int) for d in dims.values()))
+        if as_groups and not batching.can_be_groups(named, dims, size):
+            function = LayerGradient.apply if own_weights else _replayed
+            found = batching.one_by_one(function, in_dims, size, arguments)
+            return found, (0,) * len(found)
+        if as_groups:
+            folded = batching.as_groups(named, dims, size, own_x=wanted.x)
+            where = "groups"
+        else:
+            folded, where = batching.as_rows(named, dims, size), "rows"
+        merged = []
+        for name, tensor, dim in zip((*MADE, "output", "cells"), arguments, in_dims, strict=False):
+            is_empty = name == "cells" and not (named["all_states"] and named["c0"] is not None)
+            place = getattr(batching.KINDS[name], where)
+            merged.append(tensor if is_empty else batching.merge(tensor, dim, place, size))
+        made = (*merged[4:], *arguments[AT_WANTED - SAVED : AT_WANTED])
+        if not is_made:
+            output, _, _, *rest = LayerFunction.apply(*folded.values(), backend)
+            made = (output, *rest)
+        found = LayerGradient.apply(*merged[:4], *made, wanted, *folded.values(), backend)
+        parts, places = [], []
+        for name, gradient in zip(_names(wanted), found, strict=True):
+            place = getattr(batching.KINDS[name], where)
+            own = batching.part(gradient, place, size)
+            if name == "x" and where == "groups" and _has_dims(named, dims, 3):
+                own = own.sum(3)  # groups share it
+            parts.append(own)
+            places.append(place)
+        return tuple(parts), tuple(places)
+
+
+def _names(wanted: Wanted) -> list[str]:
+    return [name for name, is_wanted in zip(wanted._fields, wanted, strict=True) if is_wanted]
+
+
+def _has_dims(named: dict[str, Any], dims: dict[str, Any], count: int) -> bool:
+    return bool(named["x"].dim() - (dims["x"] is not None) == count)
+
+
+def _replayed(*arguments: Any) -> tuple[Tensor, ...]:
+    """`LayerGradient` of a layer that was not run by itself, so that it saved nothing."""
+    fields = arguments[AT_FIELDS:]
+    output, _, _, *saved = LayerFunction.apply(*fields)
+    given = (*arguments[: len(MADE)], output, *saved, arguments[AT_WANTED], *fields)
+    return cast("tuple[Tensor, ...]", LayerGradient.apply(*given))
+
+
+def _gradients(
+    layer: Layer, grads: Sequence[Tensor | None], wanted: Sequence[bool]
+) -> Sequence[Tensor | None]:
+    """The wanted gradients, by operations that torch can differentiate and batch."""
+    inputs = [
+        tensor
+        for tensor, is_wanted in zip(fields_of(layer)[:WANTED], wanted, strict=True)
+        if is_wanted
+    ]
+    with torch.enable_grad():
+        outputs = unrolled.run(layer)
+    used = [(o, g) for o, g in zip(outputs, grads, strict=False) if g is not None]
+    return torch.autograd.grad(
+        [output for output, _ in used],
+        cast("list[Tensor]", inputs),
+        [grad for _, grad in used],
+        create_graph=torch.is_grad_enabled(),
+        allow_unused=True,
+    )
+
+
+def _apart(tensor: Tensor | None) -> Tensor | None:
+    """The tensor once more, so that what it was made of is not on the way to it.
+
+    A gradient with respect to h0 and x must not go from h0 on to x where h0 was made from x: that
+    is somebody else's part of the chain rule.
+    """
+    return None if tensor is None else tensor.view_as(tensor)
+
+
+def _are_many(grads: Sequence[Tensor | None]) -> bool:
+    """Whether each stands for several gradients, as in a vectorised Jacobian.
+
+    Those of `torch.autograd.grad(is_grads_batched=True)`, which torch can only spread over
+    operations that it knows.
+    """
+    is_batched = torch._C._functorch.is_legacy_batchedtensor
+    return any(grad is not None and is_batched(grad) for grad in grads)
+
+
+def _is_last_use(saved: Sequence[Tensor]) -> bool:
+    """Whether saved tensors die with this backward pass, so that gradients may take their memory.
+
+    They do unless the graph is retained. Not while somebody traces or transforms the pass, where a
+    call need not be the only one.
+    """
+    return (
+        _keeps_graph is not None
+        and not _keeps_graph()
+        and type(saved[0]) is torch.Tensor
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and not torch.compiler.is_compiling()
+    )

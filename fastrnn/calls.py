@@ -1,0 +1,259 @@
+"""One call of a stack: torch's calling conventions in, one time-major call of a backend out."""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch.nn.utils.rnn import PackedSequence
+
+from fastrnn import checks, masks, stack
+from fastrnn.backend import StackBackend, StackCall
+from fastrnn.dispatch import current_override, decide, decide_constant
+from fastrnn.options import Options, as_constant, constants
+from fastrnn.plugins import registry
+from fastrnn.precision import arch_of, float32_precision
+from fastrnn.request import Request, Spec
+from fastrnn.transforms import is_transformed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from fastrnn.masks import Lengths
+
+PLAIN = Options()
+
+
+def run(
+    spec: Spec,
+    input: Tensor | PackedSequence,
+    hx: Tensor | tuple[Tensor, Tensor] | None,
+    weights: Sequence[Tensor],
+    *,
+    batch_first: bool,
+    dropout: float,
+    training: bool,
+    backend: str,
+    lengths: Lengths | None = None,
+    resets: Tensor | None = None,
+    options: Options = PLAIN,
+) -> tuple[Any, ...]:
+    """What `fastrnn.functional` and the modules share; `weights` must fit `spec`.
+
+    Returns:
+        output, or None with `final_only`, and the final states, one tensor or a pair; then, with
+        `all_states`, those of every step in the same form.
+
+    Raises:
+        ValueError, RuntimeError: as torch.nn raises for wrong inputs or states.
+        ValueError, TypeError: as `fastrnn.masks` raises for wrong `lengths` or `resets`.
+        BackendError: `backend` names none that can run this call.
+    """
+    if torch.compiler.is_compiling():
+        options = constants(options)
+    packed = isinstance(input, PackedSequence)
+    if lengths is not None or resets is not None:
+        masks.check_combination(lengths, resets, packed=packed, recompute=options.recompute)
+    if isinstance(input, PackedSequence):
+        return _run_packed(spec, input, hx, weights, dropout, training, backend, options)
+    dims = input.dim()
+    unbatched = dims == 2
+    if dims != 3 and not unbatched:
+        raise checks.wrong_input_dims(spec, dims)
+    if unbatched:
+        input = input.unsqueeze(0 if batch_first else 1)
+    steps, batch = input.shape[:2]
+    if batch_first:
+        steps, batch = batch, steps
+    states = None if hx is None else checks.as_states(spec, hx, unbatched)
+    checks.check_input(spec, input, weights[0], 3)
+    if states is None:
+        states = _zero_states(spec, input, batch)
+    else:
+        checks.check_states(spec, states, batch)
+    if lengths is not None:
+        lengths = masks.as_lengths(lengths, steps, batch, input.device, unbatched=unbatched)
+    if resets is not None:
+        resets = masks.as_resets(
+            resets, steps, batch, input.device, batch_first=batch_first, unbatched=unbatched
+        )
+    made = _dispatch(
+        spec, input, None, states, weights, batch_first, dropout, training, backend, options,
+        lengths, resets,
+    )  # fmt: skip
+    output, final = made.output, made.final
+    if unbatched:
+        final = tuple(state.squeeze(1) for state in final)
+        output = None if output is None else output.squeeze(0 if batch_first else 1)
+    if not options.all_states:
+        return output, _paired(final)
+    assert made.every is not None
+    every = made.every
+    if unbatched:
+        every = tuple(state.squeeze(2) for state in every)
+    elif batch_first:
+        every = tuple(state.transpose(1, 2) for state in every)
+    return output, _paired(final), _paired(every)
+
+
+def _run_packed(
+    spec: Spec,
+    input: PackedSequence,
+    hx: Tensor | tuple[Tensor, Tensor] | None,
+    weights: Sequence[Tensor],
+    dropout: float,
+    training: bool,
+    backend: str,
+    options: Options,
+) -> tuple[Any, ...]:
+    data, batch_sizes, sorted_indices, unsorted_indices = input
+    batch = int(batch_sizes[0])
+    checks.check_input(spec, data, weights[0], 2)
+    if hx is None:
+        states = _zero_states(spec, data, batch)
+    else:
+        states = cast("tuple[Tensor, ...]", hx if spec.has_cell_state else (hx,))
+        checks.check_states(spec, states, batch)
+        if sorted_indices is not None:
+            states = tuple(state.index_select(1, sorted_indices) for state in states)
+    made = _dispatch(
+        spec, data, batch_sizes, states, weights, False, dropout, training, backend, options
+    )
+    final, every = made.final, made.every
+    if unsorted_indices is not None:
+        final = tuple(state.index_select(1, unsorted_indices) for state in final)
+        every = every and tuple(state.index_select(2, unsorted_indices) for state in every)
+    packed = None
+    if made.output is not None:
+        packed = PackedSequence(made.output, batch_sizes, sorted_indices, unsorted_indices)
+    if every is None:
+        return packed, _paired(final)
+    return packed, _paired(final), _paired(every)
+
+
+def _paired(states: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
+    """States as torch gives them: (h, c) of an LSTM, else h."""
+    return states[0] if len(states) == 1 else states
+
+
+def _zero_states(spec: Spec, like: Tensor, batch: int) -> tuple[Tensor, ...]:
+    """Zero states in the input's dtype; h0 and c0 may be one tensor, since nobody writes to it."""
+    cell, _, hidden_size, proj_size, num_layers, _, bidirectional = spec
+    rows = 2 * num_layers if bidirectional else num_layers
+    h0 = like.new_zeros(rows, batch, proj_size or hidden_size)
+    if cell != "lstm":
+        return (h0,)
+    return (h0, h0 if not proj_size else like.new_zeros(rows, batch, hidden_size))
+
+
+def make_request(
+    spec: Spec,
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    batch_first: bool,
+    dropout: float,
+    training: bool,
+    options: Options = PLAIN,
+    padded: bool = False,
+    resets: bool = False,
+) -> Request:
+    """The metadata of one call; `input` is three-dimensional, or a PackedSequence's data."""
+    cell, input_size, hidden_size, proj_size, num_layers, bias, bidirectional = spec
+    device = input.device
+    kind = device.type
+    compiling = torch.compiler.is_compiling()
+    if compiling:
+        seq_len = batch = None
+    elif batch_sizes is not None:
+        seq_len, batch = batch_sizes.shape[0], states[0].shape[1]
+    else:
+        seq_len, batch = input.shape[0], input.shape[1]
+        if batch_first:
+            seq_len, batch = batch, seq_len
+    needs_grad = torch.is_grad_enabled() and _any_requires_grad(weights, states, (input,))
+    on_cpu = kind == "cpu"
+    return Request(
+        cell,
+        seq_len,
+        batch,
+        input_size,
+        hidden_size,
+        proj_size,
+        num_layers,
+        bidirectional,
+        bias,
+        dropout if training and num_layers > 1 else 0.0,
+        torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else input.dtype,
+        kind,
+        arch_of(device) if kind == "cuda" else "",
+        "ieee" if on_cpu else float32_precision(),
+        needs_grad,
+        training,
+        padded or batch_sizes is not None,
+        compiling,
+        torch.get_num_threads() if on_cpu and not compiling else 0,
+        options.recompute if needs_grad else 0,
+        padded,
+        resets,
+        options.all_states,
+        training and options.recurrent_dropout > 0,
+        options.zoneout != (0.0, 0.0),
+        needs_grad and options.error_clip > 0,
+        not compiling and is_transformed((input, *states, *weights)),
+    )
+
+
+def _as_constant(field: object) -> object:
+    """A request's field for `decide_constant`; torch.compile may have made a symbol of a number."""
+    if isinstance(field, float):
+        return as_constant(field)
+    if isinstance(field, int) and not isinstance(field, bool):
+        return operator.index(field)
+    return field
+
+
+def _any_requires_grad(*groups: Sequence[Tensor]) -> bool:
+    for group in groups:
+        for tensor in group:
+            if tensor.requires_grad:
+                return True
+    return False
+
+
+def _dispatch(
+    spec: Spec,
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    states: tuple[Tensor, ...],
+    weights: Sequence[Tensor],
+    batch_first: bool,
+    dropout: float,
+    training: bool,
+    backend: str,
+    options: Options,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+) -> stack.Made:
+    """What the backend that is chosen makes of the call."""
+    request = make_request(
+        spec, input, batch_sizes, states, weights, batch_first, dropout, training, options,
+        lengths is not None, resets is not None,
+    )  # fmt: skip
+    if request.compiling:
+        name, at_once = decide_constant(backend, current_override(), *map(_as_constant, request))
+    else:
+        decision = decide(request, backend)
+        name, at_once = decision.backend, decision.layers_at_once
+    chosen = registry().backends[name]
+    call = StackCall(request, input, batch_sizes, states, weights, batch_first)
+    if isinstance(chosen, StackBackend):
+        output, *final = chosen.run(call)
+        return stack.Made(None if options.final_only else output, tuple(final), None)
+    return stack.run_call(
+        spec, call, name, at_once=at_once, lengths=lengths, resets=resets, options=options
+    )

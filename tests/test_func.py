@@ -1,0 +1,345 @@
+"""torch.func: vmap over inputs and weights, per-sample gradients, forward mode, Hessians."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch.func import (
+    functional_call,
+    grad,
+    hessian,
+    jacfwd,
+    jacrev,
+    jvp,
+    stack_module_state,
+    vmap,
+)
+
+import fastrnn
+from fastrnn import dispatch
+from fastrnn.request import Request
+from fastrnn_reference.backend import ReferenceBackend
+
+# torch's own: it compiles some of its formulas for tangents with what it has deprecated
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`torch.jit.script` is deprecated:DeprecationWarning"
+)
+
+MANY, T, B, I, H = 3, 4, 2, 3, 4
+MODULES = {
+    "lstm": lambda: fastrnn.LSTM(I, H),
+    "lstm, two layers in two directions": lambda: fastrnn.LSTM(I, H, 2, bidirectional=True),
+    "lstm, projected": lambda: fastrnn.LSTM(I, H, proj_size=2),
+    "tanh": lambda: fastrnn.RNN(I, H),
+    "relu in two directions": lambda: fastrnn.RNN(I, H, nonlinearity="relu", bidirectional=True),
+    "sigmoid, two layers": lambda: fastrnn.RNN(I, H, 2, nonlinearity="sigmoid", bias=False),
+}
+X = torch.randn(MANY, T, B, I, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(params=MODULES)
+def make(request):
+    torch.manual_seed(1)
+    return lambda: MODULES[request.param]().double()
+
+
+def close(got, want):
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
+
+
+def weights_of(module):
+    return dict(module.named_parameters())
+
+
+def loss_of(module):
+    """A function of weights and input that uses all that a module returns."""
+
+    def loss(weights, x):
+        output, state = functional_call(module, weights, (x,))
+        states = state if isinstance(state, tuple) else (state,)
+        return output.square().sum() + sum(each.sin().sum() for each in states)
+
+    return loss
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The layers that the backend was asked to run: (pass, rows, groups)."""
+    seen = []
+
+    def spy(name):
+        run = getattr(ReferenceBackend, name)
+
+        def counted(self, first, *rest):
+            layer = first if name == "layer_forward" else rest[0]
+            seen.append((name.removeprefix("layer_"), layer.x.shape[1], layer.groups))
+            return run(self, first, *rest)
+
+        monkeypatch.setattr(ReferenceBackend, name, counted)
+
+    spy("layer_forward")
+    spy("layer_backward")
+    return seen
+
+
+def test_over_inputs(make):
+    module = make()
+    close(vmap(lambda x: module(x)[0])(X), torch.stack([module(x)[0] for x in X]))
+
+
+def test_over_states_and_ends():
+    module = fastrnn.LSTM(I, H, bidirectional=True).double()
+    h0 = torch.randn(MANY, 2, B, H, dtype=torch.float64)
+    lengths = torch.tensor([[4, 2], [0, 4], [1, 3]])
+    resets = torch.rand(MANY, T, B) < 0.4
+
+    def run(x, h0, lengths, resets):
+        return module(x, (h0, h0), lengths=lengths, resets=resets)
+
+    want = [run(X[0], *each) for each in zip(h0, lengths, resets, strict=True)]
+    output, (h_n, c_n) = vmap(run, (None, 0, 0, 0))(X[0], h0, lengths, resets)
+    close(output, torch.stack([each[0] for each in want]))
+    close(h_n, torch.stack([each[1][0] for each in want]))
+    close(c_n, torch.stack([each[1][1] for each in want]))
+
+
+def test_all_states():
+    module = fastrnn.LSTM(I, H, 2).double()
+    _, _, (h, c) = vmap(lambda x: module(x, return_all_states=True))(X)
+    want = [module(x, return_all_states=True)[2] for x in X]
+    close(h, torch.stack([each[0] for each in want]))
+    close(c, torch.stack([each[1] for each in want]))
+
+
+@pytest.mark.parametrize("along", [0, 2, None])
+def test_over_weights(make, along):
+    """An ensemble, with inputs of its own or the same for all."""
+    modules = [make() for _ in range(MANY)]
+    weights, _ = stack_module_state(modules)
+    base = copy.deepcopy(modules[0])
+    x = X[0] if along is None else X.movedim(0, along).contiguous()
+    got = vmap(lambda w, x: functional_call(base, w, (x,))[0], (0, along))(weights, x)
+    own = [X[0] if along is None else each for each in X]
+    close(got, torch.stack([module(x)[0] for module, x in zip(modules, own, strict=True)]))
+
+
+def test_ensemble_with_ends_of_its_own():
+    """Groups share lengths and resets, so that these run one by one."""
+    modules = [fastrnn.LSTM(I, H).double() for _ in range(MANY)]
+    weights, _ = stack_module_state(modules)
+    lengths = torch.tensor([[4, 2], [0, 4], [1, 3]])
+
+    def loss(w, lengths):
+        return functional_call(modules[0], w, (X[0],), {"lengths": lengths})[0].square().sum()
+
+    got = vmap(grad(loss))(weights, lengths)
+    for name in weights:
+        want = [grad(loss)(weights_of(m), n)[name] for m, n in zip(modules, lengths, strict=True)]
+        close(got[name], torch.stack(want))
+
+
+def test_gradient_of_vmap(make):
+    module = make()
+    loss, weights = loss_of(module), weights_of(module)
+    got = grad(lambda w: vmap(loss, (None, 0))(w, X).sum())(weights)
+    want = grad(lambda w: sum(loss(w, x) for x in X))(weights)
+    for name in weights:
+        close(got[name], want[name])
+
+
+def test_per_sample_gradients(make):
+    module = make()
+    loss, weights = loss_of(module), weights_of(module)
+    got = vmap(grad(loss, argnums=(0, 1)), (None, 0))(weights, X)
+    want = [grad(loss, argnums=(0, 1))(weights, x) for x in X]
+    close(got[1], torch.stack([each[1] for each in want]))
+    for name in weights:
+        close(got[0][name], torch.stack([each[0][name] for each in want]))
+
+
+def test_per_sample_gradients_with_lengths():
+    module = fastrnn.LSTM(I, H, bidirectional=True).double()
+    weights = weights_of(module)
+    lengths = torch.tensor([[4, 2], [0, 4], [1, 3]])
+
+    def loss(w, x, lengths):
+        return functional_call(module, w, (x,), {"lengths": lengths})[0].square().sum()
+
+    got = vmap(grad(loss), (None, 0, 0))(weights, X, lengths)
+    for name in weights:
+        want = [grad(loss)(weights, x, n)[name] for x, n in zip(X, lengths, strict=True)]
+        close(got[name], torch.stack(want))
+
+
+def test_gradients_of_an_ensemble(make):
+    """Also where all have one input, of which each has a gradient of its own."""
+    modules = [make() for _ in range(MANY)]
+    weights, _ = stack_module_state(modules)
+    gradient = grad(loss_of(modules[0]), argnums=(0, 1))
+    got = vmap(gradient, (0, None))(weights, X[0])
+    want = [gradient(weights_of(module), X[0]) for module in modules]
+    close(got[1], torch.stack([each[1] for each in want]))
+    for name in weights:
+        close(got[0][name], torch.stack([each[0][name] for each in want]))
+
+
+def test_one_vmap_in_another(make):
+    modules = [make() for _ in range(MANY)]
+    weights, _ = stack_module_state(modules)
+    over_inputs = vmap(lambda w, x: functional_call(modules[0], w, (x,))[0], (None, 0))
+    got = vmap(over_inputs, (0, None))(weights, X[:2])
+    want = [torch.stack([module(x)[0] for x in X[:2]]) for module in modules]
+    close(got, torch.stack(want))
+
+
+def test_many_are_one_call(calls):
+    """Inputs become rows, weights become groups, and nothing is a loop over them."""
+    modules = [fastrnn.LSTM(I, H).double() for _ in range(MANY)]
+    weights, _ = stack_module_state(modules)
+    loss = loss_of(modules[0])
+
+    vmap(lambda x: modules[0](x)[0])(X)
+    assert calls == [("forward", MANY * B, 1)]
+    calls.clear()
+    vmap(grad(loss), (0, None))(weights, X[0])
+    assert calls == [("forward", B, MANY), ("backward", B, MANY)]
+    calls.clear()
+    # before the gradient is asked for nobody knows that weights will have many
+    vmap(grad(loss), (None, 0))(weights_of(modules[0]), X)
+    assert calls == [("forward", MANY * B, 1), ("forward", B, MANY), ("backward", B, MANY)]
+    calls.clear()
+    frozen = modules[0].requires_grad_(False)
+    vmap(grad(lambda x: frozen(x)[0].square().sum()))(X)
+    assert calls == [("forward", MANY * B, 1), ("backward", MANY * B, 1)]
+
+
+def test_more_mixed_groups_than_a_kernel_takes(calls):
+    module = fastrnn.RNN(1, 1, bidirectional=True).double()
+    many = {name: w.expand(40, *w.shape) for name, w in module.named_parameters()}
+    x = torch.randn(2, 1, 1, dtype=torch.float64)
+    got = vmap(lambda w: functional_call(module, w, (x,))[0])(many)
+    close(got, module(x)[0].expand(40, -1, -1, -1))
+    assert calls[0] == ("forward", 1, 2)
+
+
+def test_randomness_is_for_the_user_to_choose():
+    module = fastrnn.LSTM(I, H, 2, dropout=0.5, recurrent_dropout=0.5).double()
+    same = vmap(lambda x: module(x)[0], randomness="same")(X[:1].expand(3, -1, -1, -1))
+    close(same[0], same[1])
+    other = vmap(lambda x: module(x)[0], randomness="different")(X[:1].expand(3, -1, -1, -1))
+    assert not torch.allclose(other[0], other[1])
+    with pytest.raises(RuntimeError, match="randomness"):
+        vmap(lambda x: module(x)[0])(X)
+
+
+def test_forward_mode(make):
+    module = make()
+    x, tangent = X[0], X[1]
+    output, pushed = jvp(lambda x: module(x)[0], (x,), (tangent,))
+    close(output, module(x)[0])
+    jacobian = torch.autograd.functional.jacobian(lambda x: module(x)[0], x)
+    close(pushed, torch.tensordot(jacobian, tangent, 3))
+
+
+def test_forward_mode_over_weights():
+    module = fastrnn.LSTM(I, H).double()
+    weights = weights_of(module)
+    tangents = {name: torch.randn_like(weight) for name, weight in weights.items()}
+    loss = loss_of(module)
+    _, got = jvp(lambda w: loss(w, X[0]), (weights,), (tangents,))
+    want = grad(loss)(weights, X[0])
+    close(got, sum((want[name] * tangents[name]).sum() for name in weights))
+
+
+def test_jacobians(make):
+    module = make()
+
+    def last(x):
+        return module(x)[0][-1]
+
+    want = torch.autograd.functional.jacobian(last, X[0])
+    close(jacrev(last)(X[0]), want)
+    close(jacfwd(last)(X[0]), want)
+
+
+@pytest.mark.parametrize("name", ["lstm", "relu in two directions"])
+def test_hessian(name):
+    module = MODULES[name]().double()
+    x = X[0, :2]
+
+    def loss(x):
+        return module(x)[0].sin().sum()
+
+    want = torch.autograd.functional.hessian(loss, x)
+    close(hessian(loss)(x), want)
+    close(jacrev(jacrev(loss))(x), want)
+
+
+def test_third_derivative():
+    module = fastrnn.RNN(1, 1).double()
+    third = grad(grad(grad(lambda x: module(x.view(1, 1, 1))[0].sum())))(
+        torch.tensor(0.3, dtype=torch.float64)
+    )
+    w_ih, b = module.weight_ih_l0.item(), (module.bias_ih_l0 + module.bias_hh_l0).item()
+    y = torch.tanh(torch.tensor(w_ih * 0.3 + b, dtype=torch.float64))
+    close(third, (1 - y**2) * (6 * y**2 - 2) * w_ih**3)
+
+
+@pytest.mark.parametrize("options", [{}, {"lengths": [4, 2]}, {"resets": True}], ids=str)
+@pytest.mark.parametrize("name", MODULES)
+def test_gradcheck_in_every_mode(name, options):
+    module = MODULES[name]().double()
+    if "resets" in options:
+        options = {"resets": torch.rand(T, B) < 0.4}
+    x = X[0].clone().requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda x: module(x, **options)[0], x,
+        fast_mode=True, check_forward_ad=True, check_batched_grad=True,
+        check_batched_forward_grad=True,
+    )  # fmt: skip
+    assert torch.autograd.gradgradcheck(
+        lambda x: module(x, **options)[0], x, fast_mode=True, check_fwd_over_rev=True
+    )
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_states_made_of_the_input_count_once(batched):
+    """What h0 is made of is another's part of the chain rule."""
+    module = fastrnn.LSTM(I, I).double()
+    x = X[0].clone().requires_grad_()
+
+    def penalty(module):
+        hx = (x.sum(0, keepdim=True), x.mean(0, keepdim=True))
+        output = module(x, hx)[0]
+        if batched:
+            ones = torch.stack([torch.ones_like(output)] * 2)
+            d_x = torch.autograd.grad(output, x, ones, create_graph=True, is_grads_batched=True)
+        else:
+            d_x = torch.autograd.grad(output.sum(), x, create_graph=True)
+        return (d_x[0], *torch.autograd.grad(d_x[0].square().sum(), (x, module.weight_hh_l0)))
+
+    theirs = torch.nn.LSTM(I, I).double()
+    theirs.load_state_dict(module.state_dict())
+    close(penalty(module), penalty(theirs))
+
+
+def test_first_derivative_is_the_backends_even_if_there_may_be_a_second(calls):
+    module = fastrnn.LSTM(I, H, backend="reference").double()
+    x = X[0].clone().requires_grad_()
+    torch.autograd.grad(module(x)[0].sum(), x, create_graph=True)
+    assert calls == [("forward", B, 1), ("backward", B, 1)]
+
+
+def test_whole_stacks_are_passed_over_with_a_reason():
+    request = Request(
+        "lstm", T, B, I, H, 0, 1, False, True, 0.0, torch.float32, "cpu", "", "ieee",
+        False, True, False, False, 1, transformed=True,
+    )  # fmt: skip
+    decision = dispatch.decide(request)
+    assert decision.backend != "aten"
+    assert "vmap and forward-mode derivatives need single layers" in str(decision)
+    module = fastrnn.LSTM(I, H, backend="aten").double()
+    with pytest.raises(fastrnn.BackendError, match="takes whole stacks"):
+        vmap(lambda x: module(x)[0])(X)
