@@ -4,34 +4,47 @@
 `fastrnn.convert(model)` puts them into a model that exists.
 """
 
+from fastrnn import diagnostics, init
 from fastrnn._version import __version__
 from fastrnn.cells import LSTMCell, RNNCell
 from fastrnn.convert import ConversionReport, LayerReport, conversion_report, convert, revert
 from fastrnn.dispatch import BackendError, use_backend
 from fastrnn.functional import lstm, rnn
 from fastrnn.hookspecs import hookimpl
+from fastrnn.initial_state import InitialState
+from fastrnn.jordan import JordanRNN
 from fastrnn.modules import LSTM, RNN
 from fastrnn.plugins import PluginWarning, register, unregister
 from fastrnn.recurrent import explain
+from fastrnn.stepper import Stepper
+from fastrnn.streaming import Window, detach, windows
 
 __all__ = [
     "LSTM",
     "RNN",
     "BackendError",
     "ConversionReport",
+    "InitialState",
+    "JordanRNN",
     "LSTMCell",
     "LayerReport",
     "PluginWarning",
     "RNNCell",
+    "Stepper",
+    "Window",
     "__version__",
     "conversion_report",
     "convert",
+    "detach",
+    "diagnostics",
     "explain",
     "hookimpl",
+    "init",
     "lstm",
     "register",
     "revert",
     "rnn",
     "unregister",
     "use_backend",
+    "windows",
 ]
