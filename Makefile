@@ -21,7 +21,7 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 PIP = $(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
-.PHONY: help install demo test lint gpu-check clean
+.PHONY: help install demo test test-host test-interpreter lint gpu-check clean
 
 help:
 	@sed -n 's/^#   make/  make/p' Makefile
@@ -47,14 +47,20 @@ demo: $(STAMP)
 	$(BIN)/python -m fastrnn bench --preset quick
 
 # The interpreter must be chosen before triton is imported and stays chosen, so that its tests run
-# in a process of their own; the first run compiles the same kernels for four GPUs.
+# in a process of their own; the first run compiles the same kernels for four GPUs. `make -j2` runs
+# both at the same time.
 # One thread: tests are small, and threads that wait for one another are slow on a busy machine.
-test: export OMP_NUM_THREADS ?= 1
-test: $(STAMP)
+test: test-host test-interpreter
+
+test-host test-interpreter: export OMP_NUM_THREADS ?= 1
+test-host: $(STAMP)
 	@echo "== the tests"
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-interpreter: $(STAMP)
 	@echo "== the Triton kernels, in Triton's interpreter"
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels/test_interpreter*.py $(PYTEST_ARGS)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -p no:cacheprovider \
+		tests/kernels/test_interpreter*.py $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
