@@ -13,7 +13,7 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fastrnn.backend import Layer
+    from fastrnn.layer import Layer
 
 
 class Product(Protocol):

@@ -8,7 +8,6 @@ taken of this form, whatever backend ran the forward pass.
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +15,7 @@ import torch
 from fastrnn.products import project
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -37,10 +36,44 @@ def run(layer: Layer) -> tuple[Tensor, ...]:
     if layer.weight_chain is not None:
         return _run_chain(layer, layer.weight_chain)
     gates_x = project(layer.x, layer.weight_ih, layer.bias)
-    per_group = [_run_group(layer, gates_x[:, :, g], g) for g in range(layer.groups)]
+    clip = _Clip(layer.error_clip)
+    per_group = [_run_group(layer, gates_x[:, :, g], g, clip) for g in range(layer.groups)]
     output, h_n, c_n, cells = zip(*per_group, strict=True)
-    made = (torch.stack(output, 2), torch.stack(h_n))
-    return made if layer.c0 is None else (*made, torch.stack(c_n), torch.stack(cells, 2))
+    made = [torch.stack(output, 2), torch.stack(h_n)]
+    if layer.c0 is not None:
+        made += [torch.stack(c_n), torch.stack(cells, 2)]
+    clip.enter_by(made)
+    return tuple(made)
+
+
+class _Clip:
+    """The bound on errors, of backward passes that come in by the layer's outputs.
+
+    A pass that differentiates the gradient of another comes in by the steps, which that gradient
+    is made of. The derivative of a clipped gradient has no bound of its own.
+    """
+
+    def __init__(self, bound: float) -> None:
+        self.bound = bound
+        self.task = -1
+
+    def enter_by(self, outputs: Sequence[Tensor]) -> None:
+        """A pass through one of these is one that clips."""
+        for output in outputs if self.bound else ():
+            if output.requires_grad:
+                output.register_hook(self._enter)  # type: ignore[no-untyped-call] # torch leaves it unannotated
+
+    def at(self, a: Tensor) -> None:
+        """Bound the gradient of a pre-activation."""
+        if self.bound and a.requires_grad:
+            a.register_hook(self._clipped)  # type: ignore[no-untyped-call] # as above
+
+    def _enter(self, _: Tensor) -> None:
+        self.task = torch._C._current_graph_task_id()
+
+    def _clipped(self, d_a: Tensor) -> Tensor:
+        entered = self.task == torch._C._current_graph_task_id()
+        return d_a.clamp(-self.bound, self.bound) if entered else d_a
 
 
 def _run_chain(layer: Layer, weight_chain: Tensor) -> tuple[Tensor, ...]:
@@ -65,7 +98,7 @@ def _run_chain(layer: Layer, weight_chain: Tensor) -> tuple[Tensor, ...]:
     return (output, *(torch.cat(states) for states in zip(*finals, strict=True)))
 
 
-def _run_group(layer: Layer, gates_x: Tensor, g: int) -> tuple[Any, ...]:
+def _run_group(layer: Layer, gates_x: Tensor, g: int, clip: _Clip) -> tuple[Any, ...]:
     """Output (T, B, P), h_n, and c_n and cells (T, B, H), or None twice."""
     steps = gates_x.shape[0]
     h0, weight_hh = layer.h0[g], layer.weight_hh[g]
@@ -82,8 +115,7 @@ def _run_group(layer: Layer, gates_x: Tensor, g: int) -> tuple[Any, ...]:
             c_before = None if c is None or c0 is None else torch.where(starts, c0, c)
         masked = h_before if mask is None else mask * h_before
         a = gates_x[t] + masked @ weight_hh.mT
-        if layer.error_clip and a.requires_grad:
-            a.register_hook(partial(torch.clamp, min=-layer.error_clip, max=layer.error_clip))  # type: ignore[no-untyped-call] # torch leaves it unannotated
+        clip.at(a)
         h_new, c_new = _step(layer, a, c_before, g)
         if layer.zoneout_h is not None:
             h_new = _mixed(layer.zoneout_h[t, :, g], h_before, h_new)
