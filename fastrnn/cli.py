@@ -21,7 +21,7 @@ from fastrnn.cli_common import EXAMPLE_ARCHS, Parser, integer, print_json
 from fastrnn.dispatch import AUTO, BackendError, decide
 from fastrnn.plugins import PluginWarning, registry
 from fastrnn.precision import arch_of, float32_precision
-from fastrnn.request import GATES, Decision, Request
+from fastrnn.request import GATES, OPTIONS, Decision, Request
 from fastrnn.tables import table
 
 if TYPE_CHECKING:
@@ -116,7 +116,11 @@ def _add_explain_arguments(parser: Parser) -> None:
     parser.add_argument("--precision", choices=("ieee", "tf32", "tf32x3"), help="of float32")
     parser.add_argument("--threads", type=size, metavar="N", help="of the CPU")
     parser.add_argument("--mode", choices=("forward", "train"), default="forward")
-    parser.add_argument("--packed", action="store_true", help="sequences of different lengths")
+    parser.add_argument("--packed", action="store_true", help="a PackedSequence")
+    parser.add_argument("--lengths", action="store_true", help="of padded rows")
+    parser.add_argument("--recompute", type=size, default=0, metavar="N", help="steps kept apart")
+    for name in OPTIONS:
+        parser.add_argument("--" + name.replace("_", "-"), action="store_true")
     parser.add_argument("--compile", action="store_true", help="as traced by torch.compile")
     parser.add_argument(
         "--backend", type=cli_common.preference, default=AUTO, metavar="NAME[,NAME]"
@@ -217,7 +221,14 @@ def _request(options: argparse.Namespace) -> Request:
         if not torch.cuda.is_available():
             error(f"argument --arch: got nothing and no GPU is here, expected one {EXAMPLE_ARCHS}")
         arch = arch_of(torch.device("cuda"))
+    if options.packed and options.lengths:
+        error("argument --lengths: not allowed with argument --packed")
+    if options.recompute and options.resets:
+        error("argument --resets: not allowed with argument --recompute")
     training = options.mode == "train"
+    asked = {name: getattr(options, name) for name in OPTIONS}
+    asked["recurrent_dropout"] &= training
+    asked["error_clip"] &= training
     return Request(
         cell=options.cell,
         seq_len=None if options.compile else options.T,
@@ -235,9 +246,12 @@ def _request(options: argparse.Namespace) -> Request:
         precision=options.precision or ("ieee" if on_cpu else float32_precision()),
         needs_grad=training,
         training=training,
-        varlen=options.packed,
+        varlen=options.packed or options.lengths,
         compiling=options.compile,
         threads=(options.threads or torch.get_num_threads()) if on_cpu else 0,
+        recompute=options.recompute if training else 0,
+        padded=options.lengths,
+        **asked,
     )
 
 

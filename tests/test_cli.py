@@ -162,11 +162,33 @@ def test_explain_is_what_a_call_decides(run):
     seen = []
     original = fastrnn.calls.decide
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fastrnn.call, "decide", lambda *a: seen.append(original(*a)) or seen[0])
+        patch.setattr(fastrnn.calls, "decide", lambda *a: seen.append(original(*a)) or seen[0])
         with torch.no_grad():
             fastrnn.LSTM(3, 4).eval()(torch.randn(3, 2, 3))
     assert {**seen[0].request._asdict(), "dtype": "torch.float32"} == explained["request"]
     assert seen[0].backend == explained["backend"]
+
+
+def test_explain_with_what_torch_does_not_have(run):
+    options = "--lengths --resets --all-states --recurrent-dropout --zoneout --error-clip"
+    code, out, err = run("explain", *options.split(), "--mode", "train")
+    assert (code, err) == (0, "")
+    words = (
+        "lengths, resets, all states, recurrent dropout, zoneout, error clip, forward and backward"
+    )
+    assert out.splitlines()[0].endswith(words)
+    assert out.splitlines()[1].startswith("backend: reference")
+    (aten,) = (line for line in out.splitlines() if line.startswith("  - aten:"))
+    for option in ("lengths", "resets", "states of every step", "recurrent_dropout", "zoneout"):
+        assert option in aten
+    # nothing is drawn, and nothing clipped, where there is no training
+    assert (
+        run("explain", *options.split())[1]
+        .splitlines()[0]
+        .endswith("lengths, resets, all states, zoneout, forward only, eval mode")
+    )
+    out = run("explain", "--recompute", "64", "--mode", "train")[1]
+    assert "recompute=64" in out.splitlines()[0]
 
 
 def test_explain_for_a_device_that_is_not_here(run):
@@ -211,6 +233,8 @@ def test_explain_of_a_compiled_call_knows_no_sizes(run):
         ("explain --proj 3 --cell rnn_relu", "argument --proj: got 3 with rnn_relu, expected 0"),
         ("explain --dropout 2", "argument --dropout: got '2', expected a number from 0 to 1"),
         ("explain --dropout x", "argument --dropout: got 'x', expected a number from 0 to 1"),
+        ("explain --lengths --packed", "argument --lengths: not allowed with argument --packed"),
+        ("explain --resets --recompute 9", "argument --resets: not allowed with argument --rec"),
         ("explain --cell gru", "argument --cell: invalid choice: 'gru' (choose from"),
         ("explain --dtype int8", "argument --dtype: invalid choice: 'int8' (choose from"),
         ("explain --arch h100", "argument --arch: got 'h100', expected an architecture such as"),
