@@ -104,7 +104,7 @@ def _forward(
     """Fill `output` and `cells`; return the final states, and those before every chunk."""
     states, starts = _states(layer.h0, layer.c0), []
     for spans in _chunks(layer):
-        made = backend.layer_forward(_chunk_of(layer, spans, states, save=False))
+        made = LayerOutput(*backend.layer_forward(_chunk_of(layer, spans, states, save=False)))
         for g, (start, stop) in enumerate(spans):
             output[start:stop, :, g] = made.output[:, :, g]
             if cells is not None and made.cells is not None:
@@ -153,7 +153,7 @@ def _backward_of_chunk(
     """Replay one chunk, unless its output is all that its backward pass needs."""
     saved: tuple[Tensor, ...] = ()
     if backend.saved_like(replace(chunk, x=chunk.x[:1])):  # of one step: it only counts them
-        output, _, _, saved, _ = backend.layer_forward(chunk)
+        output, _, _, saved, *_ = backend.layer_forward(chunk)
     padding = [chunk.x.new_empty(0) for _ in range(3 - len(saved))]
     chunk = replace(chunk, overwrite_saved=True)  # nobody else has seen what the replay saved
     return backend.layer_backward(grad, chunk, output.contiguous(), (*saved, *padding), wanted)

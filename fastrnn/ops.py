@@ -103,7 +103,7 @@ def _forward(*arguments: Any) -> tuple[Tensor, ...]:
         if layer.save and layer.recompute:
             made = chunked.forward(backend, layer)
         else:
-            made = backend.layer_forward(layer)
+            made = LayerOutput(*backend.layer_forward(layer))  # or a plain tuple of what it has
     if layer.final_only and not layer.save:
         made = made._replace(output=made.output.new_empty((0, *made.output.shape[1:])))
     return _padded(layer, made)
