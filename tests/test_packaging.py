@@ -29,6 +29,7 @@ SOURCES = [
     "plugins",
     "tests",
     "benchmarks",
+    "docs",
     "examples",
     "pyproject.toml",
     "MANIFEST.in",
@@ -137,6 +138,8 @@ def test_sdist_holds_everything_that_is_needed_to_test_and_build(sdist):
         "constraints.txt",
         "plugins/README.md",
         "benchmarks/README.md",
+        "docs/beyond_torch_nn.md",
+        "docs/beyond_torch_nn.py",
         "examples/char_lm.py",
         "tests/test_packaging.py",
     }
