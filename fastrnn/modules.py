@@ -49,8 +49,8 @@ class RNN(Recurrent):
         backend: `auto`, or the name of a backend, or several in order of preference, separated
             by commas. May be set later, too: `module.backend = "reference"`.
         final_only: whether only the final states are of use, as where a sequence is classified:
-            the output is then None, and outside of training it is never held in memory. May be
-            set later.
+            the output is then None, and outside of training it is never held in memory (but by
+            `aten`, where torch's code makes all of it). May be set later.
         recompute: whether training gives time for memory: it keeps h at every k-th step, and
             the backward pass runs k steps at a time forward once more. True is 128 steps, a
             number is k. Gradients are the same but for rounding. May be set later.
@@ -250,8 +250,8 @@ class LSTM(Recurrent):
         backend: `auto`, or the name of a backend, or several in order of preference, separated
             by commas. May be set later, too: `module.backend = "reference"`.
         final_only: whether only the final states are of use, as where a sequence is classified:
-            the output is then None, and outside of training it is never held in memory. May be
-            set later.
+            the output is then None, and outside of training it is never held in memory (but by
+            `aten`, where torch's code makes all of it). May be set later.
         recompute: whether training gives time for memory: it keeps h and c at every k-th step, and
             the backward pass runs k steps at a time forward once more. True is 128 steps, a
             number is k. Gradients are the same but for rounding. May be set later.

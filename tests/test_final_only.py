@@ -155,7 +155,8 @@ def test_opcheck(cell: str, save: bool) -> None:
     made = layer(cell, save=save, lengths=[5, 0, 3])
     arguments = (
         made.x.requires_grad_(save), made.weight_ih, made.weight_hh, None, made.h0, made.c0, None,
-        None, made.lengths, None, cell, list(made.reverse), "ieee", 0, True, save, "reference",
+        None, made.lengths, None, None, None, None, cell, list(made.reverse), "ieee", 0, True, save,
+        0.0, False, "reference",
     )  # fmt: skip
     torch.library.opcheck(torch.ops.fastrnn.layer_forward.default, arguments)
 

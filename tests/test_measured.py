@@ -84,7 +84,8 @@ OTHERS = {
     "bidirectional": True, "bias": False, "dtype": torch.float64, "precision": "tf32",
     "needs_grad": True, "varlen": True, "threads": 2, "device": "meta", "arch": "sm_90",
     "dropout": None, "training": None, "compiling": None, "seq_len": None, "batch": None,
-    "recompute": 128, "padded": True, "resets": True,
+    "recompute": 128, "padded": True, "resets": True, "all_states": True,
+    "recurrent_dropout": True, "zoneout": True, "error_clip": True, "transformed": True,
 }  # fmt: skip
 
 

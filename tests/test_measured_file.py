@@ -15,7 +15,7 @@ import torch
 
 import fastrnn
 from fastrnn import dispatch, doctor, machine, measured
-from fastrnn.request import Request
+from fastrnn.request import OPTIONS, Request
 from measured_cases import REQUEST, SECONDS, VERSIONS, read_anew, remember, seconds
 
 
@@ -120,7 +120,7 @@ DAMAGES = {
 def test_a_file_from_before_a_request_had_all_its_fields_goes_on_to_count():
     path = remember().path
     content = json.loads(path.read_text())
-    for name in ("padded", "resets"):
+    for name in ("padded", *OPTIONS, "transformed"):
         del content["problems"][0][name]
     path.write_text(json.dumps(content))
     assert read_anew() == SECONDS
@@ -227,7 +227,7 @@ WRITER = """
 import os, sys, time
 import torch
 from fastrnn import measured
-from fastrnn.request import Request
+from fastrnn.request import OPTIONS, Request
 from test_data import REQUEST
 go, first = sys.argv[1], int(sys.argv[2])
 measured.store("cpu", "")

@@ -252,7 +252,9 @@ def test_final_only_batch_first_and_zero_states(cell: str, training: bool) -> No
     with torch.set_grad_enabled(training):
         for states in (hx, []):
             want = fast(spec, x, states, weights, resets=resets)
-            output, *final = fast(spec, x, states, weights, resets=resets, options=Options(final_only=True))
+            output, *final = fast(
+                spec, x, states, weights, resets=resets, options=Options(final_only=True)
+            )
             assert output is None
             torch.testing.assert_close(final, want[1:])
             other = fast(

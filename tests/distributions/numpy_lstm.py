@@ -57,7 +57,7 @@ class NumpyLSTM(RecurrenceBackend):
         d_gates = np.empty_like(gates)
         d_output, d_h0, d_c0 = (
             np.zeros_like(like) if given is None else given.numpy().copy()
-            for given, like in zip(grad, (cells, c0, c0), strict=True)
+            for given, like in zip(grad[:3], (cells, c0, c0), strict=True)
         )
         steps = gates.shape[0]
         for group, reverse in enumerate(layer.reverse):
