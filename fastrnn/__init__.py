@@ -18,6 +18,7 @@ from fastrnn.plugins import PluginWarning, register, unregister
 from fastrnn.recurrent import explain
 from fastrnn.stepper import Stepper
 from fastrnn.streaming import Window, detach, windows
+from fastrnn.weight_drop import weight_drop
 
 __all__ = [
     "LSTM",
@@ -46,5 +47,6 @@ __all__ = [
     "rnn",
     "unregister",
     "use_backend",
+    "weight_drop",
     "windows",
 ]

@@ -58,7 +58,9 @@ def run(
     if lengths is not None or resets is not None:
         masks.check_combination(lengths, resets, packed=packed, recompute=options.recompute)
     if isinstance(input, PackedSequence):
-        return _run_packed(spec, input, hx, weights, dropout, training, backend, options)
+        return _run_packed(
+            spec, input, hx, weights, batch_first, dropout, training, backend, options
+        )
     dims = input.dim()
     unbatched = dims == 2
     if dims != 3 and not unbatched:
@@ -104,6 +106,7 @@ def _run_packed(
     input: PackedSequence,
     hx: Tensor | tuple[Tensor, Tensor] | None,
     weights: Sequence[Tensor],
+    batch_first: bool,
     dropout: float,
     training: bool,
     backend: str,
@@ -131,6 +134,8 @@ def _run_packed(
         packed = PackedSequence(made.output, batch_sizes, sorted_indices, unsorted_indices)
     if every is None:
         return packed, _paired(final)
+    if batch_first:
+        every = tuple(state.transpose(1, 2) for state in every)
     return packed, _paired(final), _paired(every)
 
 

@@ -19,7 +19,8 @@ from torch.nn.utils import parametrize
 
 from fastrnn import cells, modules
 from fastrnn.dispatch import AUTO, parse_names
-from fastrnn.recurrent import DERIVED, Recurrent
+from fastrnn.recurrent import DERIVED, OPTIONS, Recurrent
+from fastrnn.weight_drop import has_weight_drop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -121,8 +122,9 @@ def revert(model: Model) -> Model:
     """Swap every fastrnn layer and cell in `model` for torch.nn's, in place; undoes `convert`.
 
     The backends chosen for layers are forgotten, and so are `final_only` and `recompute`. Left are
-    sigmoid layers, which torch does not have, instances of subclasses, and layers that something
-    refers to as `convert` would refuse.
+    layers that torch.nn's would not equal: sigmoid layers, and those with `recurrent_dropout`,
+    `zoneout`, `error_clip` or `weight_drop`, until that is off. Left too are instances of
+    subclasses, and layers that something refers to as `convert` would refuse.
 
     Args:
         model: any module.
@@ -133,7 +135,7 @@ def revert(model: Model) -> Model:
 
     def swap(layer: nn.Module, name: str) -> nn.Module | None:
         known = _class_of(layer) in _TO_TORCH
-        if not known or _is_sigmoid(layer) or _why_bound(layer):
+        if not known or _is_ours_alone(layer) or _why_bound(layer):
             return None
         return _to_torch(layer)
 
@@ -205,8 +207,15 @@ def _is_quantized(module: nn.Module) -> bool:
     return kind.__name__ in _NAMES and ".quantiz" in kind.__module__
 
 
-def _is_sigmoid(layer: nn.Module) -> bool:
-    return getattr(layer, "nonlinearity", None) == "sigmoid"
+def _is_ours_alone(layer: nn.Module) -> bool:
+    """Whether torch's layer would compute, or learn, something else."""
+    if getattr(layer, "nonlinearity", None) == "sigmoid":
+        return True
+    if not isinstance(layer, Recurrent):
+        return False
+    asked = layer._options
+    regularised = asked.recurrent_dropout or asked.error_clip or asked.zoneout != (0.0, 0.0)
+    return bool(regularised) or has_weight_drop(layer)
 
 
 def _class_of(layer: nn.Module) -> type:
@@ -257,7 +266,7 @@ def _to_torch(layer: nn.Module) -> nn.Module:
     new = _new_like(layer, _TO_TORCH[_class_of(layer)])
     state = {name: value for name, value in vars(layer).items() if name not in DERIVED}
     if isinstance(layer, Recurrent):
-        for name in ("backend", "final_only", "recompute"):
+        for name in ("backend", *OPTIONS):
             state.pop(name, None)
         groups = layer.grouped_names()
         names = [name for group in groups for name in group]

@@ -57,8 +57,8 @@ def options(
     return Options(
         final_only,
         recompute_steps(recompute),
-        _probability("recurrent_dropout", recurrent_dropout),
-        (_probability("zoneout", pair[0]), _probability("zoneout", pair[1])),
+        probability("recurrent_dropout", recurrent_dropout),
+        (probability("zoneout", pair[0]), probability("zoneout", pair[1])),
         _bound(error_clip),
     )
 
@@ -100,7 +100,13 @@ def recompute_steps(recompute: object) -> int:
     return recompute
 
 
-def _probability(name: str, value: object) -> float:
+def probability(name: str, value: object) -> float:
+    """The argument called `name`, checked.
+
+    Raises:
+        TypeError: `value` is no number.
+        ValueError: it is not in [0, 1].
+    """
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise TypeError(f"{name} should be a number, got: {type(value).__name__}")
     if not 0 <= value <= 1:

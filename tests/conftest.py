@@ -15,6 +15,8 @@ import torch
 from fake_backends import Fake, FakeRegistry
 from fastrnn import dispatch
 
+pytest.register_assert_rewrite("plugin_cases", "written_out")  # as in a test module
+
 
 @pytest.fixture(scope="session")
 def oracle() -> ModuleType:

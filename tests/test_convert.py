@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import fastrnn
+from fastrnn.weight_drop import weight_drop
 
 X = torch.randn(5, 3, 4)
 
@@ -327,6 +328,42 @@ def test_revert_leaves_what_torch_lacks(make):
     model = nn.Sequential(make())
     layer = model[0]
     assert fastrnn.revert(model)[0] is layer
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("recurrent_dropout", 0.5), ("zoneout", 0.1), ("error_clip", 5.0)]
+)
+@pytest.mark.parametrize("kind", [fastrnn.LSTM, fastrnn.RNN])
+def test_revert_leaves_regularised_layers_until_that_is_off(kind, name, value):
+    model = nn.Sequential(kind(4, 5, **{name: value}))
+    layer = model[0]
+    assert fastrnn.revert(model)[0] is layer
+    assert getattr(layer, name) == value
+    setattr(layer, name, None if name == "error_clip" else 0)
+    if name == "zoneout" and kind is fastrnn.LSTM:
+        layer.zoneout = (0.0, value)
+        assert fastrnn.revert(model)[0] is layer
+        layer.zoneout = (0, 0.0)
+    weight = layer.weight_hh_l0
+    assert type(fastrnn.revert(model)[0]) is getattr(nn, kind.__name__)
+    assert model[0].weight_hh_l0 is weight
+    assert set(vars(model[0])) == set(vars(getattr(nn, kind.__name__)(4, 5)))
+
+
+def test_revert_leaves_layers_with_weight_drop_until_it_is_removed():
+    model = nn.Sequential(weight_drop(fastrnn.LSTM(4, 5)))
+    layer = model[0]
+    assert fastrnn.revert(model)[0] is layer
+    parametrize.remove_parametrizations(layer, "weight_hh_l0", leave_parametrized=False)
+    assert type(fastrnn.revert(model)[0]) is nn.LSTM
+
+
+def test_revert_forgets_what_changes_no_number():
+    model = nn.Sequential(fastrnn.LSTM(4, 5, final_only=True, recompute=3))
+    want = model[0](X)[1]
+    fastrnn.revert(model)
+    assert type(model[0]) is nn.LSTM
+    torch.testing.assert_close(model[0](X)[1], want)
 
 
 def test_revert_swaps_cells():
