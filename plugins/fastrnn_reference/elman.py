@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fastrnn_reference.time import (
-    alive_steps,
+    Rows,
     clipped_,
     hidden_from,
     in_order,
@@ -47,14 +47,6 @@ GRADIENTS: dict[str, Callable[..., Tensor]] = {
 """dh f'(a), written in terms of f(a): 1 - f^2, f > 0, f (1 - f)."""
 
 
-def is_plain(group: Group) -> bool:
-    """Whether every step of every row is the formula above and nothing else."""
-    return all(
-        each is None
-        for each in (group.lengths, group.resets, group.recurrent_mask, group.zoneout_h)
-    )
-
-
 def forward(
     group: Group, gates_x: Tensor, output: Tensor | None, activated: Tensor | None
 ) -> Tensor:
@@ -68,25 +60,32 @@ def forward(
             if nobody reads it.
     """
     activation, weight = ACTIVATIONS[group.cell], group.weight_hh.mT
-    h = h0 = group.h0
-    if is_plain(group) and output is not None:
+    rows = Rows.of(group, gates_x)
+    every_start = starting_steps(group, rows, gates_x)
+    h = h_n = h0 = group.h0
+    if _is_plain(group, every_start) and output is not None:
         for a, h_new in in_order(group.reverse, gates_x, output):
             h = activation(torch.addmm(a, h, weight, out=h_new))
+    else:
+        ends = None if rows is None or output is not None else rows.ends()
+        for a, h_out, f_out, kept, starts, is_last in in_order(
+            group.reverse, gates_x, output, activated, group.zoneout_h, every_start, ends
+        ):
+            h_before = restarted(h, h0, starts)
+            f_a = activation(torch.addmm(a, hidden_from(h_before, group.recurrent_mask), weight))
+            if f_out is not None:
+                f_out.copy_(f_a)
+            h = mixed(kept, h_before, f_a)
+            if h_out is not None:
+                h_out.copy_(h)
+            if is_last is not None:
+                h_n = torch.where(is_last, h, h_n)
+    if rows is None:
         return h
-    alive = alive_steps(group.lengths, gates_x)
-    for a, h_out, f_out, kept, is_alive, starts in in_order(
-        group.reverse, gates_x, output, activated, group.zoneout_h, alive,
-        starting_steps(group.resets, alive),
-    ):  # fmt: skip
-        h_before = restarted(h, h0, starts)
-        f_a = activation(torch.addmm(a, hidden_from(h_before, group.recurrent_mask), weight))
-        if f_out is not None:
-            f_out.copy_(f_a)
-        h_new = mixed(kept, h_before, f_a)
-        h = h_new if is_alive is None else torch.where(is_alive, h_new, h)
-        if h_out is not None:
-            h_out.copy_(h_new if is_alive is None else h_new.masked_fill(~is_alive, 0))
-    return h
+    if output is None:
+        return h_n
+    output.masked_fill_(~rows.alive, 0)
+    return rows.final(output, h0)
 
 
 def backward(
@@ -115,29 +114,35 @@ def backward(
     gradient, weight_hh, bound = GRADIENTS[group.cell], group.weight_hh, group.error_clip
     f_a = output if activated is None else activated
     d_outputs = output_gradients(d_output, output)
-    d_h = torch.zeros_like(output[0]) if d_h_n is None else d_h_n
-    if is_plain(group):
+    d_h = d_h0 = torch.zeros_like(output[0])
+    rows = Rows.of(group, output)
+    if rows is None:
+        d_h = d_h if d_h_n is None else d_h_n
+    else:
+        d_outputs = d_outputs.masked_fill(~rows.alive, 0)
+        d_h0 = d_h0 if d_h_n is None else rows.inject(d_h_n, d_outputs)
+    every_start = starting_steps(group, rows, output)
+    if _is_plain(group, every_start):
         d_later = None
         for d_out, f_t, d_gate in in_order(not group.reverse, d_outputs, f_a, d_gates):
             d_h = d_h + d_out if d_later is None else torch.addmm(d_out, d_later, weight_hh)
             d_later = clipped_(gradient(d_h, f_t, grad_input=d_gate), bound)
         assert d_later is not None
-        return d_later @ weight_hh if wants_h0 else d_later
-    alive = alive_steps(group.lengths, output)
-    d_h0 = torch.zeros_like(d_h)
-    for d_out, f_t, d_gate, kept, is_alive, starts in in_order(
-        not group.reverse, d_outputs, f_a, d_gates, group.zoneout_h, alive,
-        starting_steps(group.resets, alive),
-    ):  # fmt: skip
+        return torch.addmm(d_h0, d_later, weight_hh) if wants_h0 else d_h0
+    for d_out, f_t, d_gate, kept, starts in in_order(
+        not group.reverse, d_outputs, f_a, d_gates, group.zoneout_h, every_start
+    ):
         d_new, d_kept = split(kept, d_h + d_out)
         clipped_(gradient(d_new, f_t, grad_input=d_gate), bound)
-        if is_alive is not None:
-            d_gate.masked_fill_(~is_alive, 0)
-        d_before = plus(hidden_from(d_gate @ weight_hh, group.recurrent_mask), d_kept)
-        # a row that is past its end hands the gradient of its state on, untouched
-        d_h = d_before if is_alive is None else torch.where(is_alive, d_before, d_h)
+        d_h = plus(hidden_from(d_gate @ weight_hh, group.recurrent_mask), d_kept)
         if starts is not None:
             # a step that started over leaves nothing to the one before
-            d_h0 += d_h.masked_fill(~starts, 0)
+            d_h0 = d_h0 + d_h.masked_fill(~starts, 0)
             d_h = d_h.masked_fill(starts, 0)
     return d_h0 + d_h
+
+
+def _is_plain(group: Group, every_start: Tensor | None) -> bool:
+    """Whether every step is the formula above and nothing else."""
+    parts = (every_start, group.recurrent_mask, group.zoneout_h)
+    return all(part is None for part in parts)

@@ -18,7 +18,7 @@ import torch
 
 from fastrnn.products import entering
 from fastrnn_reference.time import (
-    alive_steps,
+    Rows,
     clipped_,
     hidden_from,
     in_order,
@@ -44,18 +44,21 @@ def forward(
     Args:
         group: weights, initial states and options.
         gates_x: (T, B, 4H), W_ih x + b of every step.
-        output: written; zero past a row's length.
+        output: written; zero past a row's length. Of stride 0 in time if only the last step is of
+            use, and so are the next two.
         gates: written; the activated gates.
         cells: written; c after each step, zero past a row's length.
     """
     h0, c0 = group.h0, group.c0
     assert c0 is not None
     hidden, weight = c0.shape[1], group.weight_hh.mT
-    alive = alive_steps(group.lengths, gates_x)
-    h, c = h0, c0
-    for a, gate, c_new, h_new, h_kept, c_kept, is_alive, starts in in_order(
-        group.reverse, gates_x, gates, cells, output, group.zoneout_h, group.zoneout_c, alive,
-        starting_steps(group.resets, alive),
+    rows = Rows.of(group, gates_x)
+    keeps_h, keeps_c = output.stride(0) > 0, cells.stride(0) > 0
+    ends = None if rows is None or (keeps_h and keeps_c) else rows.ends()
+    h, c = h_n, c_n = h0, c0
+    for a, gate, c_new, h_new, h_kept, c_kept, starts, is_last in in_order(
+        group.reverse, gates_x, gates, cells, output, group.zoneout_h, group.zoneout_c,
+        starting_steps(group, rows, gates_x), ends,
     ):  # fmt: skip
         h_before, c_before = restarted(h, h0, starts), restarted(c, c0, starts)
         torch.addmm(a, hidden_from(h_before, group.recurrent_mask), weight, out=gate)
@@ -70,13 +73,19 @@ def forward(
             h_new.copy_(mixed(h_kept, h_before, h_new))
         if c_kept is not None:
             c_new.copy_(mixed(c_kept, c_before, c_new))
-        if is_alive is None:
-            h, c = h_new, c_new
-        else:
-            h, c = torch.where(is_alive, h_new, h), torch.where(is_alive, c_new, c)
-            h_new.masked_fill_(~is_alive, 0)
-            c_new.masked_fill_(~is_alive, 0)
-    return h, c
+        h, c = h_new, c_new
+        if is_last is not None:
+            h_n = h_n if keeps_h else torch.where(is_last, h, h_n)
+            c_n = c_n if keeps_c else torch.where(is_last, c, c_n)
+    if rows is None:
+        return h, c
+    if keeps_h:
+        output.masked_fill_(~rows.alive, 0)
+        h_n = rows.final(output, h0)
+    if keeps_c:
+        cells.masked_fill_(~rows.alive, 0)
+        c_n = rows.final(cells, c0)
+    return h_n, c_n
 
 
 class Gradients(NamedTuple):
@@ -133,23 +142,25 @@ def backward(
     )  # (T, B, 4, H)
     through_o = o * (1 - tanh_c * tanh_c)
     d_outputs = output_gradients(d_output, output)
-    alive = alive_steps(group.lengths, cells)
-    if alive is not None:
-        factors.masked_fill_(~alive.unsqueeze(2), 0)
-        through_o.masked_fill_(~alive, 0)
-        d_outputs = d_outputs.masked_fill(~alive, 0)
-        d_cells = None if d_cells is None else d_cells.masked_fill(~alive, 0)
+    d_h, d_c = torch.zeros_like(output[0]), torch.zeros_like(c0) if d_c_n is None else d_c_n
+    d_h0, d_c0 = torch.zeros_like(d_h), torch.zeros_like(d_c)
+    rows = Rows.of(group, cells)
+    if rows is None:
+        d_h = d_h if d_h_n is None else d_h_n
+    else:
+        over = ~rows.alive
+        factors.masked_fill_(over.unsqueeze(2), 0)
+        through_o.masked_fill_(over, 0)
+        f = f.masked_fill(over, 1)  # it hands dc on, untouched
+        d_outputs = d_outputs.masked_fill(over, 0)
+        d_cells = None if d_cells is None else d_cells.masked_fill(over, 0)
+        d_h0 = d_h0 if d_h_n is None else rows.inject(d_h_n, d_outputs)
 
     # kept for dW_hr, one product after the loop
     d_projected = torch.empty_like(output) if weight_hr is not None else output
-    d_h = torch.zeros_like(output[0]) if d_h_n is None else d_h_n
-    d_c = torch.zeros_like(c0) if d_c_n is None else d_c_n
-    d_h0, d_c0 = torch.zeros_like(d_h), torch.zeros_like(d_c)
-    for (
-        d_out, d_cell, factor, dc_dh, f_t, d_gate, d_proj, h_kept, c_kept, is_alive, starts
-    ) in in_order(
+    for d_out, d_cell, factor, dc_dh, f_t, d_gate, d_proj, h_kept, c_kept, starts in in_order(
         not group.reverse, d_outputs, d_cells, factors, through_o, f, d_gates, d_projected,
-        group.zoneout_h, group.zoneout_c, alive, starting_steps(group.resets, alive),
+        group.zoneout_h, group.zoneout_c, starting_steps(group, rows, cells),
     ):  # fmt: skip
         d_h_here, d_h_kept = split(h_kept, d_h + d_out)
         d_c_here, d_c_kept = split(c_kept, plus(d_c, d_cell))
@@ -161,25 +172,18 @@ def backward(
         torch.mul(factor[:, :3], d_c_here.unsqueeze(1), out=by_gate[:, :3])
         torch.mul(factor[:, 3], d_h_here, out=by_gate[:, 3])
         clipped_(d_gate, group.error_clip)
-        d_h_before = plus(hidden_from(d_gate @ weight_hh, group.recurrent_mask), d_h_kept)
-        d_c_before = plus(d_c_here * f_t, d_c_kept)
-        if is_alive is None:
-            d_h, d_c = d_h_before, d_c_before
-        else:
-            # a row that is past its end hands the gradients of its state on, untouched
-            d_h = torch.where(is_alive, d_h_before, d_h)
-            d_c = torch.where(is_alive, d_c_before, d_c)
+        d_h = plus(hidden_from(d_gate @ weight_hh, group.recurrent_mask), d_h_kept)
+        d_c = plus(d_c_here * f_t, d_c_kept)
         if starts is not None:
             # a step that started over leaves nothing to the one before
-            d_h0 += d_h.masked_fill(~starts, 0)
-            d_c0 += d_c.masked_fill(~starts, 0)
+            d_h0 = d_h0 + d_h.masked_fill(~starts, 0)
+            d_c0 = d_c0 + d_c.masked_fill(~starts, 0)
             d_h, d_c = d_h.masked_fill(starts, 0), d_c.masked_fill(starts, 0)
-    d_h0 += d_h
-    d_c0 += d_c
+    d_h0, d_c0 = d_h0 + d_h, d_c0 + d_c
     if weight_hr is None:
         return Gradients(d_h0, d_c0, None)
     projected_from = o * tanh_c
-    if alive is not None:
-        projected_from.masked_fill_(~alive, 0)
+    if rows is not None:
+        projected_from.masked_fill_(~rows.alive, 0)
     d_weight_hr = d_projected.flatten(0, 1).mT @ projected_from.flatten(0, 1)
     return Gradients(d_h0, d_c0, d_weight_hr)

@@ -70,20 +70,60 @@ def in_order(reverse: bool, first: Tensor, *others: Tensor | None) -> Iterator[t
     )
 
 
-def alive_steps(lengths: Tensor | None, like: Tensor) -> Tensor | None:
-    """(T, B, 1) bool: is step t within its row's length? None if all are."""
-    if lengths is None:
-        return None
-    time = torch.arange(like.shape[0], device=like.device)
-    return (time.unsqueeze(1) < lengths.to(like.device)).unsqueeze(2)
+class Rows(NamedTuple):
+    """Where rows of different lengths begin and end, in a group's direction of time.
+
+    A row that has ended goes through the motions: what the loop makes of it is set to zero after
+    it, all steps at once, and its gradients are zero before the loop.
+    """
+
+    alive: Tensor
+    """(T, B, 1) bool: is step t within its row's length?"""
+    last: Tensor
+    """(B,): each row's last step; of a row of no steps, any."""
+    empty: Tensor
+    """(B, 1) bool: has the row no step?"""
+
+    @classmethod
+    def of(cls, group: Group, like: Tensor) -> Rows | None:
+        """Those of a group whose sequences are (T, B, ...) as `like`; None if every row has T."""
+        if group.lengths is None:
+            return None
+        lengths = group.lengths.to(like.device)
+        time = torch.arange(like.shape[0], device=like.device).unsqueeze(1)
+        last = torch.zeros_like(lengths) if group.reverse else (lengths - 1).clamp(min=0)
+        return cls((time < lengths).unsqueeze(2), last, (lengths == 0).unsqueeze(1))
+
+    def ends(self) -> Tensor:
+        """(T, B, 1) bool: is step t its row's last?"""
+        time = torch.arange(self.alive.shape[0], device=self.last.device).unsqueeze(1)
+        return (time == self.last).unsqueeze(2) & self.alive
+
+    def final(self, states: Tensor, initial: Tensor) -> Tensor:
+        """(B, N) of states (T, B, N): each row's last, or its initial one."""
+        index = torch.arange(len(self.last), device=self.last.device)
+        return torch.where(self.empty, initial, states[self.last, index])
+
+    def inject(self, d_final: Tensor, d_states: Tensor) -> Tensor:
+        """Add dL/dfinal (B, N) to those of the states, (T, B, N), in place: the inverse of `final`.
+
+        Returns what is left of it for the initial state.
+        """
+        index = torch.arange(len(self.last), device=self.last.device)
+        d_states[self.last, index] += d_final.masked_fill(self.empty, 0)
+        return d_final.masked_fill(~self.empty, 0)
 
 
-def starting_steps(resets: Tensor | None, alive: Tensor | None) -> Tensor | None:
-    """(T, B, 1) bool: does step t start over from the initial state? None if no step does."""
-    if resets is None:
-        return None
-    starts = resets.unsqueeze(2)
-    return starts if alive is None else starts & alive
+def starting_steps(group: Group, rows: Rows | None, like: Tensor) -> Tensor | None:
+    """(T, B, 1) bool: does the initial state enter step t, though steps were taken before it?"""
+    starts = None if group.resets is None else group.resets.unsqueeze(2)
+    if group.lengths is None or rows is None:
+        return starts
+    if group.reverse:
+        time = torch.arange(like.shape[0], device=like.device).unsqueeze(1)
+        own = (time == group.lengths.to(like.device) - 1).unsqueeze(2)
+        starts = own if starts is None else starts | own
+    return None if starts is None else starts & rows.alive
 
 
 def restarted(state: Tensor, initial: Tensor, starts: Tensor | None) -> Tensor:
