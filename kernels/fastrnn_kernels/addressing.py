@@ -94,6 +94,19 @@ def add_gates(pre, x, K: tl.constexpr, ACC: tl.constexpr):
 
 
 @triton.jit
+def clipped(tiles, K: tl.constexpr, CLIP: tl.constexpr):
+    """K gate gradients cut to +-CLIP, if that is not 0; NaN stays NaN (a minimum would drop it)."""
+    if CLIP == 0:
+        return tiles
+    else:
+        kept = ()
+        for q in tl.static_range(K):
+            tile = tl.where(tiles[q] > CLIP, CLIP, tiles[q])
+            kept = kept + (tl.where(tile < -CLIP, -CLIP, tile),)
+        return kept
+
+
+@triton.jit
 def split_gates(x, K: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr):
     """(ROWS, K*UNITS), column j*K + q -> K tiles (ROWS, UNITS) in order of q; K is 1, 2 or 4."""
     # Not early returns: Triton's compiler types what follows one as well.

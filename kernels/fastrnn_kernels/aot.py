@@ -66,6 +66,8 @@ class Spec:
         regime: "step", "resident" or "grid".
         layers: groups that are chained, if there are several.
         marked: rows have lengths or resets.
+        d_cells: every c has a gradient of its own (backward, cells with c).
+        clip: bound on gate gradients (backward), or 0.
     """
 
     cell: str
@@ -78,6 +80,8 @@ class Spec:
     regime: Regime = "step"
     layers: int = 1
     marked: bool = False
+    d_cells: bool = False
+    clip: float = 0.0
 
     def __str__(self) -> str:
         """As a test id: ``lstm-forward-bf16-H512-B16-grid``."""
@@ -85,6 +89,8 @@ class Spec:
         parts += [self.precision] if self.dtype == "fp32" else []
         parts += [f"L{self.layers}"] if self.layers > 1 else []
         parts += ["marked"] if self.marked else []
+        parts += ["cells"] if self.d_cells else []
+        parts += ["clip"] if self.clip else []
         return "-".join([*parts, "table" if self.from_table else self.regime])
 
     @property
@@ -159,8 +165,8 @@ def gate() -> Iterator[Spec]:
     Step regime: odd H (masks, narrow loads), tiles from the smallest to the largest (H = 4096, B =
     1024 gives every multiprocessor plenty), ordinary cores (ieee) and tensor cores, with the
     point-wise part of each cell in each direction. On chip: from one program to all of them, one
-    batch tile and several, what just fits, layers that are run at the same time, and rows with
-    lengths or resets.
+    batch tile and several, what just fits, layers that are run at the same time, rows with lengths
+    or resets, and a way back with gradients of every c and a bound on those of gates.
     """
     directions: tuple[Direction, ...] = ("forward", "backward")
     for direction in directions:
@@ -221,6 +227,12 @@ def gate() -> Iterator[Spec]:
         ("resident", "lstm", "bf16", 32, 64, "ieee"),
         ("resident", "rnn_relu", "fp16", 70, 3, "ieee"),
     )
+    optional: tuple[tuple[Regime, int, int, bool], ...] = (
+        ("step", 1024, 256, False),
+        ("grid", 512, 16, False),
+        ("grid", 1024, 128, True),
+        ("resident", 64, 64, False),
+    )
     for direction in directions:
         for regime, cell, dtype, H, B, precision in marked:
             yield Spec(cell, direction, dtype, H, B, precision, regime=regime, marked=True)
@@ -228,6 +240,10 @@ def gate() -> Iterator[Spec]:
             yield Spec(cell, direction, dtype, H, B, precision, regime=regime)
         for cell, dtype, H, B, precision, layers in chained:
             yield Spec(cell, direction, dtype, H, B, precision, regime="grid", layers=layers)
+    for regime, H, B, ends in optional:
+        yield Spec(
+            "lstm", "backward", "bf16", H, B, regime=regime, marked=ends, d_cells=True, clip=1.0
+        )
 
 
 def fits(spec: Spec, target: str) -> bool:
@@ -254,6 +270,8 @@ def compile_spec(spec: Spec, target: str, *, debug: bool = False) -> Report:
         precision=spec.precision,
         chained=spec.layers > 1,
         marked=spec.marked,
+        has_d_cells=spec.d_cells,
+        clip=spec.clip,
     )
     compile_time["ALIGN"] = min(16, spec.H & -spec.H)
     if spec.from_table:

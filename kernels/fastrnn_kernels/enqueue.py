@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ def enqueue(
     directions: Sequence[bool],
     links: tuple[Tensor, ...],
     ends: tuple[Tensor | None, Tensor | None],
-    flags: dict[str, bool],
+    flags: dict[str, Any],
     precision: Precision,
     regime: Regime | Literal["auto"],
     config: LaunchConfig | None,
@@ -43,7 +43,7 @@ def enqueue(
     """Make a sweep of checked tensors and run it.
 
     ``strided``: the one with strides of its own; ``links``: what groups are chained by; ``ends``:
-    lengths and resets.
+    lengths and resets; ``flags``: what else `constants` takes.
     """
     T, B, G, H = shape
     output = tensors[5]

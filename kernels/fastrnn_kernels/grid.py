@@ -105,7 +105,7 @@ def product(
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """H @ w of each part, (PARTS, ROWS, COLS); AHEAD pieces of h are on their way at a time.
+    """H @ w, (ROWS, COLS); AHEAD pieces of h are on their way at a time.
 
     From L2 (.cg), where the others' stores are: a processor's own cache could hold older bytes.
     """
@@ -118,7 +118,7 @@ def product(
             h = h + pieces(
                 h_ptrs, row_mask, k, n + AHEAD, n + AHEAD + 1, DEPTH, BLOCK, 1, ".cg", ACC, UPCAST
             )
-    return acc
+    return sum_of_parts(acc, PARTS, ROWS, COLS)
 
 
 @triton.jit(do_not_specialize=_RUN_TIME)
@@ -256,7 +256,6 @@ def forward_grid(
                     PRECISION,
                     UPCAST,
                 )
-                acc = sum_of_parts(acc, PARTS, BLOCK_B, K * BLOCK_H)
                 x = add_gates(split_gates(acc, K, BLOCK_B, BLOCK_H), x, K, ACC)
             wait(counter, arrivals, INTERPRETED)
             # c comes after the wait, whose barrier stands between this load and the store of the
@@ -283,7 +282,6 @@ def forward_grid(
                 PRECISION,
                 UPCAST,
             )
-            acc = sum_of_parts(acc, PARTS, BLOCK_B, K * BLOCK_H)
             pre = add_gates(split_gates(acc, K, BLOCK_B, BLOCK_H), x, K, ACC)
             h_new, c, activated = STEP(pre, c)
 

@@ -20,9 +20,9 @@ interpreter, where nobody can wait, 1 or 2. Constants are those of `step.py`.
 import triton
 import triton.language as tl
 
-from .addressing import in_acc, store_gates, time_position
+from .addressing import clipped, in_acc, store_gates, time_position
 from .exchange import COUNTER_STRIDE, arrive, wait
-from .grid import pieces, product, sum_of_parts
+from .grid import pieces, product
 from .marks import load_dc, load_link, load_marks, only_alive, store_dc
 from .saved import load_step
 
@@ -58,6 +58,7 @@ def backward_grid(
     c0,  # (G, B, H); read if CELL_STATE
     carry,  # (G, B, H) in ACC: dL/dc_n before, dL/dc_0 after; (3, G, B, H) if MARKED: a place of
     # work, dL/dc_0 (rows of no steps before), dL/dc_n
+    d_cells,  # (T, B, G, H), contiguous: dL/dcells; read if HAS_D_CELLS
     d_gates,  # (T, B, G, K*H), written: dL/dgates_x
     marks,  # (T, B) uint8, read if MARKED; see `marks.py`
     weight_chain,  # (G-1, K*H, H), read if CHAIN; d_output is of the last group, (T, B, 1, H)
@@ -78,6 +79,8 @@ def backward_grid(
     CELL_STATE: tl.constexpr,
     HAS_D_OUTPUT: tl.constexpr,
     HAS_D_H_N: tl.constexpr,
+    HAS_D_CELLS: tl.constexpr,
+    CLIP: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -173,11 +176,11 @@ def backward_grid(
             if CHAIN:
                 dy_tile = load_tile & (not chained)
             # What does not depend on the others is asked for before waiting for them.
-            dy, h, c_prev, activated = load_step(
+            dy, d_cell, h, c_prev, activated = load_step(
                 t, first, g, rows, units, load_tile, dy_tile,
-                d_output, gates, cells, output, c0,
+                d_output, d_cells, gates, cells, output, c0,
                 T, B, G, reverse, stride_t, stride_b, stride_g,
-                H, K, CELL_STATE, HAS_D_OUTPUT, ALIGN,
+                H, K, CELL_STATE, HAS_D_OUTPUT, HAS_D_CELLS, ALIGN,
             )  # fmt: skip
             c = tl.zeros((BLOCK_B, BLOCK_H), dtype=ACC)
             if CELL_STATE:
@@ -210,7 +213,6 @@ def backward_grid(
                         PRECISION,
                         UPCAST,
                     )
-                    handed_down = sum_of_parts(handed_down, PARTS, BLOCK_B, COLS)
                 wait(counter, (done - done_begin) * programs, INTERPRETED)
                 next_rows = (row_of_all + forwards * B * G) * (K * H) + split * DEPTH
                 acc = product(
@@ -229,7 +231,6 @@ def backward_grid(
                     PRECISION,
                     UPCAST,
                 )
-                acc = sum_of_parts(acc, PARTS, BLOCK_B, COLS)
                 # Not by the zeros that were read: 0 * W_hh is NaN where W_hh is not finite.
                 acc = tl.where(link, acc, 0.0)
                 if CHAIN:
@@ -257,7 +258,10 @@ def backward_grid(
                 if CELL_STATE:
                     # After a wait, whose barrier stands between this and the store before it.
                     dc = load_dc(carry, state_offsets, unit_tile, states, link, last, MARKED)
+                if HAS_D_CELLS:
+                    dc += d_cell.to(ACC)
                 d_pre, dc = GRAD(h.to(ACC), in_acc(activated, K, ACC), c, c_prev.to(ACC), dh, dc)
+                d_pre = clipped(d_pre, K, CLIP)
                 if MARKED:
                     d_pre = only_alive(d_pre, alive, K)
 

@@ -188,6 +188,8 @@ def backward(
     d_output: Tensor | None = None,
     d_h_n: Tensor | None = None,
     d_c_n: Tensor | None = None,
+    d_cells: Tensor | None = None,
+    error_clip: float = 0.0,
     reverse: Sequence[bool] | None = None,
     overwrite: bool = False,
     precision: Precision = "ieee",
@@ -198,9 +200,10 @@ def backward(
     """Backpropagate through time.
 
     From the last step to the first: ``dh = d_output[t] + d_gates[t+1] W_hh`` (``d_h_n`` at the last
-    step), then the gradient of the cell's step gives ``d_gates[t]`` and dc. The gradients of
-    weights, biases and inputs are matrix products of d_gates, left to the caller. Of chained groups
-    the last has d_output, and ``dh[g]`` gets ``d_gates[g+1] weight_chain[g]`` of the same step.
+    step), and dc gets ``d_cells[t]``; then the gradient of the cell's step gives ``d_gates[t]`` and
+    dc of the step before. The gradients of weights, biases and inputs are matrix products of
+    d_gates, left to the caller. Of chained groups the last has d_output, and ``dh[g]`` gets
+    ``d_gates[g+1] weight_chain[g]`` of the same step.
 
     Args:
         cell: as in `forward`, and so are reverse, precision, regime, config and launch.
@@ -216,6 +219,10 @@ def backward(
             if groups are chained.
         d_h_n: (G, B, H), or None for zeros.
         d_c_n: (G, B, H), or None for zeros.
+        d_cells: (T, B, G, H), gradient of every c, of any strides, or None for zeros; not for
+            chained groups. Not read past a row's end.
+        error_clip: bound on every gate gradient, which is cut to within it before it goes anywhere;
+            0 for none. A compile-time constant: each value compiles a kernel.
         reverse: see `forward`.
         overwrite: gates are not needed any more: ``d_gates`` takes their memory.
         precision: see `forward`.
@@ -238,7 +245,7 @@ def backward(
     expect("output", output, (T, B, G, H), output, contiguous=True)
     expect("weight_hh", weight_hh, (G, cell.gates * H, H), output, contiguous=True)
     supported(output, "output")
-    states = {"gates": gates, "cells": cells, "c0": c0, "d_c_n": d_c_n}
+    states = {"gates": gates, "cells": cells, "c0": c0, "d_c_n": d_c_n, "d_cells": d_cells}
     if cell.has_cell_state:
         expect("gates", gates, (T, B, G, cell.gates * H), output, contiguous=True)
         expect("cells", cells, (T, B, G, H), output, contiguous=True)
@@ -249,6 +256,7 @@ def backward(
         ("d_output", d_output, (T, B, G if weight_chain is None else 1, H)),
         ("d_h_n", d_h_n, (G, B, H)),
         ("d_c_n", d_c_n, (G, B, H)),
+        ("d_cells", d_cells, (T, B, G, H)),
     ):
         if value is not None:
             expect(name, value, shape, output)
@@ -256,6 +264,10 @@ def backward(
     expect_ends(lengths, resets, T, B, output.device)
     if weight_chain is not None:
         chain(weight_chain, directions, G, cell.gates * H, H, output)
+        if d_cells is not None:
+            raise ValueError("d_cells: expected None for chained groups, got a tensor")
+    if not error_clip >= 0:  # NaN is neither
+        raise ValueError(f"error_clip: expected a bound, or 0 for none, got {error_clip}")
 
     d_gates = gates if overwrite and gates is not None else None
     if d_gates is None:
@@ -287,12 +299,18 @@ def backward(
             output,
             None if c0 is None else c0.contiguous(),
             carry,
+            None if d_cells is None else d_cells.contiguous(),
             d_gates,
         ),
         directions,
         () if weight_chain is None else (weight_chain,),
         (lengths, resets),
-        {"has_d_output": d_output is not None, "has_d_h_n": d_h_n is not None},
+        {
+            "has_d_output": d_output is not None,
+            "has_d_h_n": d_h_n is not None,
+            "has_d_cells": d_cells is not None,
+            "clip": float(error_clip),
+        },
         precision,
         regime,
         config,

@@ -9,7 +9,7 @@ with what it holds in shared memory. Constants are those of `step.py`.
 import triton
 import triton.language as tl
 
-from .addressing import in_acc, store_gates, time_position
+from .addressing import clipped, in_acc, store_gates, time_position
 from .marks import load_marks, only_alive
 from .saved import load_step
 
@@ -39,6 +39,7 @@ def backward_resident(
     c0,  # (G, B, H); read if CELL_STATE
     carry,  # (G, B, H) in ACC: dL/dc_n before, dL/dc_0 after; (3, G, B, H) if MARKED: a place of
     # work, dL/dc_0 (rows of no steps before), dL/dc_n
+    d_cells,  # (T, B, G, H), contiguous: dL/dcells; read if HAS_D_CELLS
     d_gates,  # (T, B, G, K*H), written: dL/dgates_x
     marks,  # (T, B) uint8, read if MARKED; see `marks.py`
     T,
@@ -54,6 +55,8 @@ def backward_resident(
     CELL_STATE: tl.constexpr,
     HAS_D_OUTPUT: tl.constexpr,
     HAS_D_H_N: tl.constexpr,
+    HAS_D_CELLS: tl.constexpr,
+    CLIP: tl.constexpr,
     MARKED: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -101,14 +104,16 @@ def backward_resident(
     if CELL_STATE:
         last_offsets = (((tau * B + rows) * G + g) * H)[:, None] + units[None, :]
         c = tl.load(cells + last_offsets, mask=unit_tile, other=0.0).to(ACC)
-    dy_next, h_next, c_prev_next, gates_next = load_step(
+    dy_next, d_cell_next, h_next, c_prev_next, gates_next = load_step(
         T - 1, first_next, g, rows, units, load_tile, load_tile,
-        d_output, gates, cells, output, c0, T, B, G, reverse, stride_t, stride_b, stride_g,
-        H, K, CELL_STATE, HAS_D_OUTPUT, ALIGN,
+        d_output, d_cells, gates, cells, output, c0,
+        T, B, G, reverse, stride_t, stride_b, stride_g,
+        H, K, CELL_STATE, HAS_D_OUTPUT, HAS_D_CELLS, ALIGN,
     )  # fmt: skip
     for done in range(0, T):
         t = T - 1 - done
-        dy, h, c_prev, activated = dy_next, h_next, c_prev_next.to(ACC), gates_next
+        dy, d_cell, h = dy_next, d_cell_next, h_next
+        c_prev, activated = c_prev_next.to(ACC), gates_next
         last, link = done == 0, done > 0
         if MARKED:
             alive, first, last, link = alive_next, first_next, last_next, link_next
@@ -122,10 +127,11 @@ def backward_resident(
         earlier = unit_tile & (t > 0)
         if MARKED:
             earlier = unit_tile & alive_next  # before a row's first step there may be no place
-        dy_next, h_next, c_prev_next, gates_next = load_step(
+        dy_next, d_cell_next, h_next, c_prev_next, gates_next = load_step(
             t - 1, first_next, g, rows, units, earlier, earlier,
-            d_output, gates, cells, output, c0, T, B, G, reverse, stride_t, stride_b, stride_g,
-            H, K, CELL_STATE, HAS_D_OUTPUT, ALIGN,
+            d_output, d_cells, gates, cells, output, c0,
+            T, B, G, reverse, stride_t, stride_b, stride_g,
+            H, K, CELL_STATE, HAS_D_OUTPUT, HAS_D_CELLS, ALIGN,
         )  # fmt: skip
         product = zero
         for q in tl.static_range(K):
@@ -146,7 +152,10 @@ def backward_resident(
             c_ptrs = cells + (((tau * B + rows) * G + g) * H)[:, None] + units[None, :]
             own = tl.load(c_ptrs, mask=unit_tile & alive & (link == 0), other=0.0)
             c = tl.where(link, c, own.to(ACC))
+        if HAS_D_CELLS:
+            dc += d_cell.to(ACC)
         made, dc = GRAD(h.to(ACC), in_acc(activated, K, ACC), c, c_prev, dh, dc)
+        made = clipped(made, K, CLIP)
         c = c_prev
         if MARKED:
             made = only_alive(made, alive, K)

@@ -17,6 +17,7 @@ def load_step(
     mask,
     dy_mask,
     d_output,
+    d_cells,
     gates,
     cells,
     output,
@@ -32,9 +33,10 @@ def load_step(
     K: tl.constexpr,
     CELL_STATE: tl.constexpr,
     HAS_D_OUTPUT: tl.constexpr,
+    HAS_D_CELLS: tl.constexpr,
     ALIGN: tl.constexpr,
 ):
-    """(dy, h, c_prev, gates) of step t: tiles in memory's dtype, gates as a tuple of K of them.
+    """(dy, d_cell, h, c_prev, gates) of step t: tiles in memory's dtype, K of them for gates.
 
     Zeros in place of what there is not, or what the mask leaves out; ``first`` is a scalar or
     (ROWS, 1): whether c0 comes before it. Other arguments: ``step.py``.
@@ -51,6 +53,9 @@ def load_step(
             + (rows * (stride_b * ALIGN))[:, None]
         ) + units[None, :]
         dy = tl.load(dy_ptrs, mask=dy_mask, other=0.0)
+    d_cell = tl.zeros_like(h)
+    if HAS_D_CELLS:
+        d_cell = tl.load(d_cells + unit_offsets, mask=mask, other=0.0)
     c_prev = tl.zeros_like(h)
     activated = (c_prev,)
     if CELL_STATE:
@@ -60,4 +65,4 @@ def load_step(
         c_prev = tl.load(c_ptrs, mask=mask, other=0.0)
         gate_ptrs = gates + (row_of_all * (K * H))[:, None] + units[None, :]
         activated = load_gates(gate_ptrs, mask, K, H)
-    return dy, h, c_prev, activated
+    return dy, d_cell, h, c_prev, activated

@@ -15,7 +15,7 @@ Constants that all kernels share:
     H, K: hidden units; gates per unit. ACC: accumulation dtype (float32; float64 for float64).
     PRECISION: input_precision of float32 products. UPCAST: convert operands to ACC before a product
     (the interpreter cannot multiply bfloat16). CELL_STATE: the cell carries c. SAVE: keep what the
-    way back needs. KEEP: keep h of every step (SAVE needs it).
+    way back needs. KEEP: keep h of every step (SAVE needs it). CLIP: bound on gate gradients, or 0.
 """
 
 import triton
@@ -23,6 +23,7 @@ import triton.language as tl
 
 from .addressing import (
     add_gates,
+    clipped,
     in_acc,
     load_cell,
     load_gates,
@@ -202,6 +203,7 @@ def backward_step(
     output,
     c0,
     carry,
+    d_cells,
     d_gates,
     marks,
     T,
@@ -217,6 +219,8 @@ def backward_step(
     CELL_STATE: tl.constexpr,
     HAS_D_OUTPUT: tl.constexpr,
     HAS_D_H_N: tl.constexpr,
+    HAS_D_CELLS: tl.constexpr,
+    CLIP: tl.constexpr,
     MARKED: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -247,16 +251,19 @@ def backward_step(
         alive, first, last = load_marks(marks, tau, forwards, rows, row_mask, B)
         load_tile = unit_tile & alive  # before a row's first step there may be no place at all
         link = load_link(marks, tau, forwards, t, T, rows, row_mask, B)
-    dy, h, c_prev, activated = load_step(
+    dy, d_cell, h, c_prev, activated = load_step(
         t, first, g, rows, units, load_tile, load_tile,
-        d_output, gates, cells, output, c0, T, B, G, reverse, stride_t, stride_b, stride_g,
-        H, K, CELL_STATE, HAS_D_OUTPUT, ALIGN,
+        d_output, d_cells, gates, cells, output, c0,
+        T, B, G, reverse, stride_t, stride_b, stride_g,
+        H, K, CELL_STATE, HAS_D_OUTPUT, HAS_D_CELLS, ALIGN,
     )  # fmt: skip
     c = tl.zeros((BLOCK_B, BLOCK_H), dtype=ACC)
     dc = c
     if CELL_STATE:
         c = tl.load(cells + unit_offsets, mask=unit_tile, other=0.0).to(ACC)
         dc = load_dc(carry, group_offsets, unit_tile, states, link, last, MARKED)
+    if HAS_D_CELLS:
+        dc += d_cell.to(ACC)
 
     dh = dy.to(ACC)
     if HAS_D_H_N:
@@ -283,6 +290,7 @@ def backward_step(
             acc = dh + tl.where(link, acc, 0.0)
         dh = acc
     d_pre, dc = GRAD(h.to(ACC), in_acc(activated, K, ACC), c, c_prev.to(ACC), dh, dc)
+    d_pre = clipped(d_pre, K, CLIP)
     if MARKED:
         d_pre = only_alive(d_pre, alive, K)
 
@@ -349,6 +357,7 @@ def backward_kernel(
     c0,  # (G, B, H); read if CELL_STATE
     carry,  # (G, B, H) in ACC: dL/dc_n before, dL/dc_0 after; (3, G, B, H) if MARKED: a place of
     # work, dL/dc_0 (rows of no steps before), dL/dc_n
+    d_cells,  # (T, B, G, H), contiguous: dL/dcells; read if HAS_D_CELLS
     d_gates,  # (T, B, G, K*H), written: dL/dgates_x
     marks,  # (T, B) uint8, read if MARKED; see `marks.py`
     T,
@@ -365,6 +374,8 @@ def backward_kernel(
     CELL_STATE: tl.constexpr,
     HAS_D_OUTPUT: tl.constexpr,
     HAS_D_H_N: tl.constexpr,
+    HAS_D_CELLS: tl.constexpr,
+    CLIP: tl.constexpr,
     MARKED: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -378,8 +389,9 @@ def backward_kernel(
     g, rows, first_unit = tile_of_program(B, H, BLOCK_B, BLOCK_H)
     backward_step(
         t, g, rows, first_unit,
-        d_output, d_h_n, weight_hh, gates, cells, output, c0, carry, d_gates, marks,
+        d_output, d_h_n, weight_hh, gates, cells, output, c0,
+        carry, d_cells, d_gates, marks,
         T, B, G, reverse, stride_t, stride_b, stride_g,
-        GRAD, H, K, CELL_STATE, HAS_D_OUTPUT, HAS_D_H_N, MARKED, ACC, PRECISION, UPCAST, ALIGN,
-        BLOCK_B, BLOCK_H, BLOCK_K,
+        GRAD, H, K, CELL_STATE, HAS_D_OUTPUT, HAS_D_H_N, HAS_D_CELLS, CLIP, MARKED,
+        ACC, PRECISION, UPCAST, ALIGN, BLOCK_B, BLOCK_H, BLOCK_K,
     )  # fmt: skip

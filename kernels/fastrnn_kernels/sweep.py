@@ -87,6 +87,8 @@ def constants(
     marked: bool = False,
     has_d_output: bool = True,
     has_d_h_n: bool = True,
+    has_d_cells: bool = False,
+    clip: float = 0.0,
 ) -> dict[str, Any]:
     """The compile-time arguments of a kernel. Whatever is not here never recompiles it."""
     shared = {
@@ -107,8 +109,8 @@ def constants(
             shared["PHASE"] = 0
     if direction == "forward":
         return {"STEP": cell.step, "SAVE": save and cell.has_cell_state, "KEEP": keep, **shared}
-    flags = {"HAS_D_OUTPUT": has_d_output, "HAS_D_H_N": has_d_h_n}
-    return {"GRAD": cell.grad, **flags, **shared}
+    flags = {"HAS_D_OUTPUT": has_d_output, "HAS_D_H_N": has_d_h_n, "HAS_D_CELLS": has_d_cells}
+    return {"GRAD": cell.grad, "CLIP": clip, **flags, **shared}
 
 
 def alignment(width: int, strides: Sequence[int]) -> int:

@@ -41,7 +41,7 @@ class TritonBackend(RecurrenceBackend):
 
     name = "triton"
     contract = 1
-    options = frozenset({"resets"})
+    options = frozenset({"resets", "all_states", "error_clip"})
     summary = "fused Triton kernels for the time steps and for BPTT; NVIDIA and AMD GPUs"
 
     def unavailable(self) -> list[str]:
@@ -91,14 +91,18 @@ class TritonBackend(RecurrenceBackend):
     def recurrence_forward(self, gates_x: Tensor, weight_hh: Tensor, layer: Layer) -> LayerOutput:
         """In the regime that the planner, or `fastrnn tune` before it, found to be the fastest."""
         chained = layer.weight_chain is not None
+        every_c = layer.all_states and layer.c0 is not None  # which the kernels write if they save
+        save = layer.save or every_c
         output, h_n, c_n, gates, cells = _kernels().forward(
             layer.cell, gates_x, weight_hh.contiguous(), layer.h0, layer.c0,
             weight_chain=_contiguous(layer.weight_chain),
             bias_chain=layer.bias[1:] if chained and layer.bias is not None else None,
-            lengths=layer.lengths, resets=layer.resets, reverse=layer.reverse, save=layer.save,
-            keep_output=layer.save or chained or not layer.final_only, overwrite=True,
+            lengths=layer.lengths, resets=layer.resets, reverse=layer.reverse, save=save,
+            keep_output=save or chained or not layer.final_only, overwrite=True,
             precision=layer.precision, config=_found("forward", layer),
         )  # fmt: skip
+        if every_c:
+            return LayerOutput(output, h_n, c_n, (gates,) if layer.save else (), cells)
         saved = () if gates is None else (cells, gates)
         if chained:
             saved = (output, *saved) if layer.save else ()
@@ -124,7 +128,8 @@ class TritonBackend(RecurrenceBackend):
             weight_chain=_contiguous(layer.weight_chain),
             lengths=layer.lengths, resets=layer.resets,
             d_output=grad.output, d_h_n=grad.h_n, d_c_n=grad.c_n,
-            reverse=layer.reverse, overwrite=layer.overwrite_saved, precision=layer.precision,
+            d_cells=grad.cells, error_clip=layer.error_clip, reverse=layer.reverse,
+            overwrite=layer.overwrite_saved, precision=layer.precision,
             config=_found("backward", layer),
         )  # fmt: skip
         d_h0 = None

@@ -4,6 +4,7 @@ Arrays and arguments are those of `fastrnn_kernels.forward` and `backward`; chai
 computed one whole layer after another.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -63,7 +64,9 @@ def forward(cell, gates_x, weight_hh, h0, c0, reverse):
     return Forward(output, h_n, None, None, None)
 
 
-def backward(cell, weight_hh, saved, c0, d_output, d_h_n, d_c_n, reverse):
+def backward(
+    cell, weight_hh, saved, c0, d_output, d_h_n, d_c_n, reverse, d_cells=None, clip=math.inf
+):  # fmt: skip
     T, B, G, H = saved.output.shape
     width = weight_hh.shape[1]
     d_gates = np.empty((T, B, G, width))
@@ -78,6 +81,8 @@ def backward(cell, weight_hh, saved, c0, d_output, d_h_n, d_c_n, reverse):
                 c_prev = saved.cells[steps[n - 1], :, g] if n else c0[g]
                 tanh_c = np.tanh(saved.cells[t, :, g])
                 dc = d_c[g] + dh * o * (1 - tanh_c**2)
+                if d_cells is not None:
+                    dc += d_cells[t, :, g]
                 parts = [
                     dc * z * i * (1 - i),
                     dc * c_prev * f * (1 - f),
@@ -88,6 +93,7 @@ def backward(cell, weight_hh, saved, c0, d_output, d_h_n, d_c_n, reverse):
                 d_c[g] = dc * f
             else:
                 d_pre = dh * ELMAN[cell][1](saved.output[t, :, g])
+            d_pre = np.clip(d_pre, -clip, clip)
             d_gates[t, :, g] = d_pre
             d_h[g] = d_pre @ weight_hh[g]
     return Backward(d_gates, d_c if cell == "lstm" else None)
@@ -108,13 +114,14 @@ def forward_chain(cell, gates_x, weight_hh, weight_chain, bias_chain, h0, c0, re
 
 
 def backward_chain(
-    cell, weight_hh, weight_chain, saved, c0, d_output, d_h_n, d_c_n, reverse
+    cell, weight_hh, weight_chain, saved, c0, d_output, d_h_n, d_c_n, reverse, clip=math.inf
 ):  # fmt: skip
     layers = []
     for g in reversed(range(len(weight_hh))):
         one = Forward(*(x if x is None or x.ndim < 4 else x[:, :, g : g + 1] for x in saved))
         weight, state, *finals = only(g, weight_hh, c0, d_h_n, d_c_n)
-        layers.append(backward(cell, weight, one, state, d_output, *finals, reverse[g : g + 1]))
+        grads = (d_output, *finals)
+        layers.append(backward(cell, weight, one, state, *grads, reverse[g : g + 1], clip=clip))
         d_output = layers[-1].d_gates @ weight_chain[g - 1]  # not used below group 0
     return joined(layers[::-1])
 
@@ -163,7 +170,8 @@ def forward_rows(cell, gates_x, weight_hh, h0, c0, reverse, lengths, resets):
 
 
 def backward_rows(
-    cell, weight_hh, saved, c0, d_output, d_h_n, d_c_n, reverse, lengths, resets
+    cell, weight_hh, saved, c0, d_output, d_h_n, d_c_n, reverse, lengths, resets, d_cells=None,
+    clip=math.inf,
 ):  # fmt: skip
     T, B, G, H = saved.output.shape
     d_gates = np.zeros((T, B, G, weight_hh.shape[1]))
@@ -181,6 +189,7 @@ def backward_rows(
             Forward(*(x if x is None or x.ndim < 4 else x[at] for x in saved)),
             None if c0 is None else c0[g : g + 1, b : b + 1],
             None if d_output is None else d_output[at], *finals, (False,),
+            None if d_cells is None else d_cells[at], clip,
         )  # fmt: skip
         d_gates[at] = one.d_gates
         if one.d_c0 is not None:

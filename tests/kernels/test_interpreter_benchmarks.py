@@ -84,7 +84,7 @@ def test_a_barrier_that_opens_too_early_is_an_error(monkeypatch):
         {"layers": 3, "T": 1},
         {"bidirectional": True},
         {"mode": "train"},
-        {"mode": "train", "cell": "rnn_tanh", "layers": 2},
+        {"mode": "train", "cell": "rnn_tanh", "layers": 2, "T": 2},
         {"mode": "train", "layers": 2, "T": 2},
         {"mode": "train", "bidirectional": True, "T": 2},
     ],

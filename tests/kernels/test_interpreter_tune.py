@@ -113,11 +113,13 @@ def test_layers_at_once_are_searched_too(ran, monkeypatch):
     }
 
     def candidates(problem, limits, regime="step"):
-        return few[problem.direction] if problem.chained else every(problem, limits, regime)
+        if problem.chained:
+            return few[problem.direction]
+        return list(every(problem, limits, regime))[:1]  # how they are searched: the tests above
 
     monkeypatch.setattr(planning, "candidates", candidates)
     request = REQUEST._replace(
-        num_layers=4, needs_grad=True, hidden_size=32, bidirectional=False, precision="ieee"
+        num_layers=4, needs_grad=True, hidden_size=16, bidirectional=False, precision="ieee"
     )
     lines = []
     found = dict(search.search(request, lines.append, device="cpu", clock=lambda call: 1e-6))

@@ -65,7 +65,8 @@ def forward(case, a, **changes):
 def backward(case, a, made, **changes):
     grads = {name: a[name] for name in GRADIENTS}
     links = {"weight_chain": a["weight_chain"]}
-    options = {"reverse": case.reverse, **case.backward_options, **links, **grads, **changes}
+    options = {"reverse": case.reverse, "error_clip": case.clip, **case.backward_options}
+    options |= links | grads | changes
     saved = (made.output, made.gates, made.cells, a["c0"])
     return kernels.backward(case.cell, a["weight_hh"], *saved, **options)
 
@@ -82,7 +83,8 @@ def expect(oracle, case, a):
     weights, links = (x["weight_hh"], x["weight_chain"]), (x["bias_chain"], x["h0"], x["c0"])
     made = oracle.forward_chain(case.cell, x["gates_x"], *weights, *links, case.reverse)
     grads = [x[name] for name in GRADIENTS]
-    back = oracle.backward_chain(case.cell, *weights, made, x["c0"], *grads, case.reverse)
+    saved, clip = (made, x["c0"]), case.clip or math.inf
+    back = oracle.backward_chain(case.cell, *weights, *saved, *grads, case.reverse, clip)
     return made, back
 
 

@@ -149,12 +149,12 @@ def make_back_chain(oracle, cell, T, B, H, layers, dtype, grads="yhc", reverse=F
     return b
 
 
-def expect_back_chain(oracle, cell, b):
+def expect_back_chain(oracle, cell, b, clip=math.inf):
     x = {name: value.double().cpu().numpy() for name, value in b.items() if torch.is_tensor(value)}
     saved = oracle.Forward(x["output"], None, None, x.get("gates"), x.get("cells"))
     rest = [x.get(name) for name in ("c0", "d_output", "d_h_n", "d_c_n")]
     weights = (x["weight_hh"], x["weight_chain"])
-    return oracle.backward_chain(cell, *weights, saved, *rest, b["reverse"])
+    return oracle.backward_chain(cell, *weights, saved, *rest, b["reverse"], clip)
 
 
 def assert_back_right(made, want, dtype, precision, roundings=BACK):
