@@ -209,3 +209,28 @@ def test_lengths_and_resets(kind, bidirectional, how):
         results.append([output, *final, *torch.autograd.grad(loss, wanted)])
     for got, want in zip(*results, strict=True):
         torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("cell", ["LSTM", "RNN"])
+def test_many_networks_and_many_samples_are_one_launch(cell):
+    """torch.func.vmap over weights, over inputs, and gradients of every sample by itself."""
+    networks = [getattr(fastrnn, cell)(3, 5).double() for _ in range(3)]
+    weights, _ = torch.func.stack_module_state(networks)
+    x = torch.randn(3, 2, 2, 3, dtype=torch.float64)
+
+    def loss(weights, x):
+        return torch.func.functional_call(networks[0], weights, (x,))[0].square().sum()
+
+    one = {name: weight[0] for name, weight in weights.items()}
+    found = []
+    for backend in ("reference", "triton"):
+        networks[0].backend = backend
+        gradients = torch.func.grad(loss)
+        found.append(
+            (
+                torch.func.vmap(gradients, (0, None))(weights, x[0]),
+                torch.func.vmap(gradients, (None, 0))(one, x),
+                torch.func.vmap(loss, (None, 0))(one, x),
+            )
+        )
+    torch.testing.assert_close(found[1], found[0], rtol=1e-10, atol=1e-12)
