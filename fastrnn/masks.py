@@ -8,7 +8,8 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from fastrnn.transforms import is_batched
+from fastrnn import select
+from fastrnn.transforms import has_tangents, is_batched
 
 Lengths = Tensor | Sequence[int] | int
 """Steps of each row; a number alone only where there is one row without a dimension for it."""
@@ -147,5 +148,11 @@ def as_resets(
 
 def zero_past(x: Tensor, lengths: Tensor) -> Tensor:
     """X (T, B, I) with zeros in place of whatever is past a row's length, NaN too."""
-    time = torch.arange(x.shape[0], device=x.device)
-    return x.masked_fill((time.unsqueeze(1) >= lengths).unsqueeze(2), 0)
+    over = torch.arange(x.shape[0], device=x.device).unsqueeze(1) >= lengths
+    if (
+        torch.compiler.is_compiling()
+        or has_tangents()
+        or torch._C._are_functorch_transforms_active()
+    ):
+        return x.masked_fill(over.unsqueeze(2), 0)
+    return select.zeroed(x, over)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from fastrnn import select
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -120,7 +122,7 @@ def of_first_steps(
     if resets is None:
         return sequence[first, torch.arange(batch, device=first.device)]
     time = torch.arange(steps, device=sequence.device).unsqueeze(1)
-    return sequence.masked_fill(~(resets | (time == first)).unsqueeze(2), 0).sum(0)
+    return select.zero_(sequence.clone(), ~(resets | (time == first))).sum(0)
 
 
 def entering(
@@ -145,7 +147,7 @@ def entering(
         time = torch.arange(states.shape[0], device=states.device)
         own_first = time.unsqueeze(1) == lengths.to(states.device) - 1
         starts = own_first if starts is None else starts | own_first
-    return before if starts is None else torch.where(starts.unsqueeze(2), initial, before)
+    return before if starts is None else select.put_(before, starts, initial)
 
 
 def by_group(sequence: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import fastrnn
 from fastrnn import calls, functional, testing
 from fastrnn.options import Options
 from fastrnn.request import Spec
+from fastrnn_reference import time
 
 CELLS = ["lstm", "rnn_tanh", "rnn_relu"]
 NAN = float("nan")
@@ -103,6 +104,25 @@ def assert_equals_loop(spec: Spec, resets: torch.Tensor, lengths: list[int] | No
 
 def random(T: int, B: int, density: float = 0.3, seed: int = 0) -> torch.Tensor:
     return torch.rand(T, B, generator=torch.Generator().manual_seed(seed)) < density
+
+
+@pytest.mark.parametrize("zoneout", [(0.0, 0.0), (0.3, 0.3)], ids=["plain", "zoneout"])
+@pytest.mark.parametrize("cell", ["lstm", "rnn_tanh"])
+def test_masks_of_other_devices_choose_the_same_rows(
+    monkeypatch: pytest.MonkeyPatch, cell: str, zoneout: tuple[float, float]
+) -> None:
+    def bits() -> Tensors:
+        spec = Spec(cell, 3, 4, bidirectional=True)
+        x, hx, weights = leaves_of(testing.random_problem(spec, 7, 3))
+        torch.manual_seed(0)
+        how = {"resets": random(7, 3), "lengths": [7, 3, 5], "options": Options(zoneout=zoneout)}
+        got = fast(spec, x, hx, weights, **how)
+        return [*got, *gradients(got, [x, *hx, *weights])]
+
+    by_number = bits()
+    monkeypatch.setattr(time, "_is_numbered", lambda device: False)
+    for g, w in zip(bits(), by_number, strict=True):
+        assert torch.equal(g, w)
 
 
 @pytest.mark.parametrize("lengths", [None, [7, 3, 5]], ids=["equal", "lengths"])

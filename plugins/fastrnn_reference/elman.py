@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fastrnn.products import of_first_steps
 from fastrnn_reference.time import (
     Rows,
     clipped_,
     hidden_from,
     in_order,
     mixed,
+    not_started,
     output_gradients,
     plus,
     restarted,
     split,
+    started,
     starting_steps,
 )
 
@@ -63,9 +66,9 @@ def forward(
     rows = Rows.of(group, gates_x)
     every_start = starting_steps(group, rows, gates_x)
     h = h_n = h0 = group.h0
-    if _is_plain(group, every_start) and output is not None:
-        for a, h_new in in_order(group.reverse, gates_x, output):
-            h = activation(torch.addmm(a, h, weight, out=h_new))
+    if _is_plain(group) and output is not None:
+        for a, h_new, starts in in_order(group.reverse, gates_x, output, every_start):
+            h = activation(torch.addmm(a, restarted(h, h0, starts), weight, out=h_new))
     else:
         ends = None if rows is None or output is not None else rows.ends()
         for a, h_out, f_out, kept, starts, is_last in in_order(
@@ -84,8 +87,7 @@ def forward(
         return h
     if output is None:
         return h_n
-    output.masked_fill_(~rows.alive, 0)
-    return rows.final(output, h0)
+    return rows.final(rows.zero_past_(output), h0)
 
 
 def backward(
@@ -119,30 +121,30 @@ def backward(
     if rows is None:
         d_h = d_h if d_h_n is None else d_h_n
     else:
-        d_outputs = d_outputs.masked_fill(~rows.alive, 0)
+        d_outputs = rows.zero_past_(d_outputs.clone())
         d_h0 = d_h0 if d_h_n is None else rows.inject(d_h_n, d_outputs)
     every_start = starting_steps(group, rows, output)
-    if _is_plain(group, every_start):
+    if _is_plain(group):
         d_later = None
-        for d_out, f_t, d_gate in in_order(not group.reverse, d_outputs, f_a, d_gates):
+        for d_out, f_t, d_gate, starts in in_order(
+            not group.reverse, d_outputs, f_a, d_gates, every_start
+        ):
             d_h = d_h + d_out if d_later is None else torch.addmm(d_out, d_later, weight_hh)
-            d_later = clipped_(gradient(d_h, f_t, grad_input=d_gate), bound)
-        assert d_later is not None
-        return torch.addmm(d_h0, d_later, weight_hh) if wants_h0 else d_h0
+            d_later = not_started(clipped_(gradient(d_h, f_t, grad_input=d_gate), bound), starts)
+        if not wants_h0:
+            return d_h0
+        d_first = of_first_steps(d_gates, group.lengths, group.resets, group.reverse)
+        return torch.addmm(d_h0, d_first, weight_hh)
     for d_out, f_t, d_gate, kept, starts in in_order(
         not group.reverse, d_outputs, f_a, d_gates, group.zoneout_h, every_start
     ):
         d_new, d_kept = split(kept, d_h + d_out)
         clipped_(gradient(d_new, f_t, grad_input=d_gate), bound)
         d_h = plus(hidden_from(d_gate @ weight_hh, group.recurrent_mask), d_kept)
-        if starts is not None:
-            # a step that started over leaves nothing to the one before
-            d_h0 = d_h0 + d_h.masked_fill(~starts, 0)
-            d_h = d_h.masked_fill(starts, 0)
+        d_h0, d_h = started(d_h, starts, d_h0), not_started(d_h, starts)
     return d_h0 + d_h
 
 
-def _is_plain(group: Group, every_start: Tensor | None) -> bool:
+def _is_plain(group: Group) -> bool:
     """Whether every step is the formula above and nothing else."""
-    parts = (every_start, group.recurrent_mask, group.zoneout_h)
-    return all(part is None for part in parts)
+    return group.recurrent_mask is None and group.zoneout_h is None

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from fastrnn import select
 from fastrnn.products import entering
 from fastrnn_reference.time import (
     Rows,
@@ -23,10 +24,12 @@ from fastrnn_reference.time import (
     hidden_from,
     in_order,
     mixed,
+    not_started,
     output_gradients,
     plus,
     restarted,
     split,
+    started,
     starting_steps,
 )
 
@@ -80,11 +83,9 @@ def forward(
     if rows is None:
         return h, c
     if keeps_h:
-        output.masked_fill_(~rows.alive, 0)
-        h_n = rows.final(output, h0)
+        h_n = rows.final(rows.zero_past_(output), h0)
     if keeps_c:
-        cells.masked_fill_(~rows.alive, 0)
-        c_n = rows.final(cells, c0)
+        c_n = rows.final(rows.zero_past_(cells), c0)
     return h_n, c_n
 
 
@@ -148,12 +149,11 @@ def backward(
     if rows is None:
         d_h = d_h if d_h_n is None else d_h_n
     else:
-        over = ~rows.alive
-        factors.masked_fill_(over.unsqueeze(2), 0)
-        through_o.masked_fill_(over, 0)
-        f = f.masked_fill(over, 1)  # it hands dc on, untouched
-        d_outputs = d_outputs.masked_fill(over, 0)
-        d_cells = None if d_cells is None else d_cells.masked_fill(over, 0)
+        rows.zero_past_(factors.flatten(2))
+        rows.zero_past_(through_o)
+        f = select.put_(f.clone(), ~rows.alive.squeeze(2), torch.ones_like(c0))  # hands dc on
+        d_outputs = rows.zero_past_(d_outputs.clone())
+        d_cells = None if d_cells is None else rows.zero_past_(d_cells.clone())
         d_h0 = d_h0 if d_h_n is None else rows.inject(d_h_n, d_outputs)
 
     # kept for dW_hr, one product after the loop
@@ -174,16 +174,13 @@ def backward(
         clipped_(d_gate, group.error_clip)
         d_h = plus(hidden_from(d_gate @ weight_hh, group.recurrent_mask), d_h_kept)
         d_c = plus(d_c_here * f_t, d_c_kept)
-        if starts is not None:
-            # a step that started over leaves nothing to the one before
-            d_h0 = d_h0 + d_h.masked_fill(~starts, 0)
-            d_c0 = d_c0 + d_c.masked_fill(~starts, 0)
-            d_h, d_c = d_h.masked_fill(starts, 0), d_c.masked_fill(starts, 0)
+        d_h0, d_h = started(d_h, starts, d_h0), not_started(d_h, starts)
+        d_c0, d_c = started(d_c, starts, d_c0), not_started(d_c, starts)
     d_h0, d_c0 = d_h0 + d_h, d_c0 + d_c
     if weight_hr is None:
         return Gradients(d_h0, d_c0, None)
     projected_from = o * tanh_c
     if rows is not None:
-        projected_from.masked_fill_(~rows.alive, 0)
+        rows.zero_past_(projected_from)
     d_weight_hr = d_projected.flatten(0, 1).mT @ projected_from.flatten(0, 1)
     return Gradients(d_h0, d_c0, d_weight_hr)

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from fastrnn import select
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from torch import Tensor
 
@@ -54,20 +56,28 @@ class Group(NamedTuple):
         )  # fmt: skip
 
 
-def in_order(reverse: bool, first: Tensor, *others: Tensor | None) -> Iterator[tuple[Any, ...]]:
-    """Walk along the first dim of several tensors together, backwards if `reverse`.
+Starts = tuple["Tensor | None", ...]
+"""Of each step the rows that the initial state enters though steps were taken before it: their
+numbers, on other devices than the CPU a (B, 1) mask, or None if there is none."""
+
+
+def in_order(
+    reverse: bool, first: Tensor, *others: Tensor | Starts | None
+) -> Iterator[tuple[Any, ...]]:
+    """Walk along the first dim of several sequences together, backwards if `reverse`.
 
     One unbind makes the views of all steps at once: cheaper than an index per step. In place of a
-    tensor that is not there every step has None.
+    sequence that is not there every step has None.
     """
-    steps = [None if sequence is None else sequence.unbind(0) for sequence in (first, *others)]
-    return zip(
-        *(
-            repeat(None, first.shape[0]) if step is None else reversed(step) if reverse else step
-            for step in steps
-        ),
-        strict=True,
-    )
+    length = first.shape[0]
+
+    def steps(sequence: Tensor | Starts | None) -> Iterable[Any]:
+        if sequence is None:
+            return repeat(None, length)
+        parts = sequence if isinstance(sequence, tuple) else sequence.unbind(0)
+        return reversed(parts) if reverse else parts
+
+    return zip(*map(steps, (first, *others)), strict=True)
 
 
 class Rows(NamedTuple):
@@ -94,6 +104,10 @@ class Rows(NamedTuple):
         last = torch.zeros_like(lengths) if group.reverse else (lengths - 1).clamp(min=0)
         return cls((time < lengths).unsqueeze(2), last, (lengths == 0).unsqueeze(1))
 
+    def zero_past_(self, sequence: Tensor) -> Tensor:
+        """A sequence (T, B, N) with zeros past the end of each row, in place."""
+        return select.zero_(sequence, ~self.alive.squeeze(2))
+
     def ends(self) -> Tensor:
         """(T, B, 1) bool: is step t its row's last?"""
         time = torch.arange(self.alive.shape[0], device=self.last.device).unsqueeze(1)
@@ -114,21 +128,57 @@ class Rows(NamedTuple):
         return d_final.masked_fill(~self.empty, 0)
 
 
-def starting_steps(group: Group, rows: Rows | None, like: Tensor) -> Tensor | None:
-    """(T, B, 1) bool: does the initial state enter step t, though steps were taken before it?"""
-    starts = None if group.resets is None else group.resets.unsqueeze(2)
-    if group.lengths is None or rows is None:
-        return starts
-    if group.reverse:
-        time = torch.arange(like.shape[0], device=like.device).unsqueeze(1)
-        own = (time == group.lengths.to(like.device) - 1).unsqueeze(2)
+def starting_steps(group: Group, rows: Rows | None, like: Tensor) -> Starts | None:
+    """Where the initial state enters, in sequences (T, B, ...) as `like`; None if at no such step.
+
+    Copying the few rows is what costs least on a CPU, where most steps have none and looking up
+    their numbers waits for nothing.
+    """
+    starts = group.resets
+    if group.lengths is not None and group.reverse:
+        first = group.lengths.to(like.device) - 1
+        own = torch.arange(like.shape[0], device=like.device).unsqueeze(1) == first
         starts = own if starts is None else starts | own
-    return None if starts is None else starts & rows.alive
+    if starts is None:
+        return None
+    if rows is not None:
+        starts = starts & rows.alive.squeeze(2)
+    if not _is_numbered(like.device):
+        return starts.unsqueeze(2).unbind(0)
+    steps, numbers = starts.nonzero(as_tuple=True)
+    found = torch.split(numbers, steps.bincount(minlength=len(starts)).tolist())
+    return tuple(here if len(here) else None for here in found)
+
+
+def _is_numbered(device: torch.device) -> bool:
+    return device.type == "cpu"
 
 
 def restarted(state: Tensor, initial: Tensor, starts: Tensor | None) -> Tensor:
-    """The state that enters a step, (B, N): where `starts`, (B, 1), the initial one."""
-    return state if starts is None else torch.where(starts, initial, state)
+    """The state that enters a step, (B, N): in the rows that start there, the initial one."""
+    if starts is None:
+        return state
+    if starts.dtype == torch.bool:
+        return torch.where(starts, initial, state)
+    return state.index_copy(0, starts, initial.index_select(0, starts))
+
+
+def not_started(gradient: Tensor, starts: Tensor | None) -> Tensor:
+    """(B, N): what is left for the step before, which has no part in rows that started here."""
+    if starts is None:
+        return gradient
+    if starts.dtype == torch.bool:
+        return gradient.masked_fill(starts, 0)
+    return gradient.index_fill(0, starts, 0)
+
+
+def started(gradient: Tensor, starts: Tensor | None, d_initial: Tensor) -> Tensor:
+    """dL/dinitial (B, N), which may be changed in place, with that of the rows that start here."""
+    if starts is None:
+        return d_initial
+    if starts.dtype == torch.bool:
+        return d_initial + gradient.masked_fill(~starts, 0)
+    return d_initial.index_add_(0, starts, gradient.index_select(0, starts))
 
 
 def hidden_from(h: Tensor, mask: Tensor | None) -> Tensor:
