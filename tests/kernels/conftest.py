@@ -1,10 +1,33 @@
 import faulthandler
 import importlib.util
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 pytest.register_assert_rewrite("gpu_cases", "interpreter_cases")  # as in a test module
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _language_prepared_once():
+    """Have the interpreter put its own functions into triton.language once, not at every call.
+
+    It looks through the whole language whenever one jitted function calls another, which is half of
+    the time that these tests take. A process that interprets has no other use for the language.
+    """
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        yield
+        return
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    everything = SimpleNamespace(__globals__={"tl": tl, "core": tl.core})
+    scope = interpreter._patch_lang(everything)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter, "_patch_lang", lambda fn: interpreter._LangPatchScope())
+        yield
+    scope.restore()
 
 
 @pytest.fixture(scope="session")
