@@ -18,6 +18,56 @@ from fastrnn import dispatch
 pytest.register_assert_rewrite("plugin_cases", "written_out")  # as in a test module
 
 
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    """`pytest --backend NAME`: the parity tests through another backend than those they name."""
+    if not pluginmanager.has_plugin("fastrnn.testing.pytest_plugin"):  # which has the same option
+        parser.addoption("--backend", metavar="NAME", help="run the parity tests through it")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Say what the marker is, and refuse the name of a backend that is not there."""
+    config.addinivalue_line(
+        "markers",
+        "backends(name, ...): run through these, or through that of --backend: as the argument "
+        "`backend` where a test has one, else wherever a call leaves the choice to fastrnn",
+    )
+    name = config.getoption("--backend")
+    if name is not None:
+        try:
+            dispatch.parse_names(name)
+        except dispatch.BackendError as error:
+            raise pytest.UsageError(f"--backend: {error}") from None
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """The backends of a test that is marked with some, and takes one."""
+    mark = metafunc.definition.get_closest_marker("backends")
+    if mark is not None and "backend" in metafunc.fixturenames:
+        name = metafunc.config.getoption("--backend")
+        metafunc.parametrize("backend", mark.args if name is None else [name])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> object:
+    """Run a marked test through its backend, and of --backend skip what that cannot run."""
+    mark = pyfuncitem.get_closest_marker("backends")
+    if mark is None:
+        return (yield)
+    name = pyfuncitem.config.getoption("--backend")
+    try:
+        with dispatch.use_backend(name or mark.args[0]):
+            return (yield)
+    except Exception as error:
+        refusal: BaseException | None = error
+        while refusal is not None and not isinstance(refusal, dispatch.BackendError):
+            refusal = refusal.__cause__ or refusal.__context__  # compilers wrap it
+        if name is None or refusal is None:
+            raise
+        own = f"  - {name}: "
+        lines = str(refusal).splitlines()
+        pytest.skip(next((line[4:] for line in lines if line.startswith(own)), lines[0]))
+
+
 @pytest.fixture(scope="session")
 def oracle() -> ModuleType:
     """tests/oracle.py: pytest's importlib mode lets no test module import another."""
