@@ -1,15 +1,16 @@
 """Recurrent layers for PyTorch, as fast as the hardware allows, over pluggable backends.
 
-`fastrnn.LSTM` and `fastrnn.RNN` take the place of `torch.nn.LSTM` and `torch.nn.RNN`;
+`fastrnn.LSTM`, `fastrnn.GRU` and `fastrnn.RNN` take the place of torch.nn's layers of these names;
 `fastrnn.convert(model)` puts them into a model that exists.
 """
 
 from fastrnn import diagnostics, init
 from fastrnn._version import __version__
+from fastrnn.cell_modules import GRU, CellRNN
 from fastrnn.cells import LSTMCell, RNNCell
 from fastrnn.convert import ConversionReport, LayerReport, conversion_report, convert, revert
 from fastrnn.dispatch import BackendError, use_backend
-from fastrnn.functional import lstm, rnn
+from fastrnn.functional import cell_rnn, gru, lstm, rnn
 from fastrnn.hookspecs import hookimpl
 from fastrnn.initial_state import InitialState
 from fastrnn.jordan import JordanRNN
@@ -21,9 +22,11 @@ from fastrnn.streaming import Window, detach, windows
 from fastrnn.weight_drop import weight_drop
 
 __all__ = [
+    "GRU",
     "LSTM",
     "RNN",
     "BackendError",
+    "CellRNN",
     "ConversionReport",
     "InitialState",
     "JordanRNN",
@@ -34,11 +37,13 @@ __all__ = [
     "Stepper",
     "Window",
     "__version__",
+    "cell_rnn",
     "conversion_report",
     "convert",
     "detach",
     "diagnostics",
     "explain",
+    "gru",
     "hookimpl",
     "init",
     "lstm",

@@ -17,7 +17,7 @@ A plugin imports this module and `fastrnn.request`, never the modules or the dis
 Shapes: T steps, B rows of the batch, I inputs, H hidden units, K gates per unit (LSTM 4 in the
 order i, f, g, o; Elman 1), P the width of h (H, or proj_size), G independent recurrences that
 run side by side, each with its own weights and time direction. The two directions of a
-bidirectional layer are G = 2.
+bidirectional layer are G = 2. Q weights a unit belong to a cell itself: none, but of a plugin's.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from abc import ABC, abstractmethod
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
+from fastrnn.cell import BUILTIN, Cell
 from fastrnn.layer import (
     Layer,
     LayerGradients,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CONTRACT_VERSION",
     "Backend",
+    "Cell",
     "Layer",
     "LayerBackend",
     "LayerGradients",
@@ -85,6 +87,13 @@ class Backend(ABC):
     """Whether it can run a `Request.recompute`; layer backends can, through fastrnn."""
     options: ClassVar[frozenset[str]] = frozenset()
     """Which of `fastrnn.request.OPTIONS` it heeds; without a word, it is taken not to know them."""
+
+    def runs_cell(self, cell: Cell) -> bool:
+        """Whether it can run layers of this cell: by default those that every backend knows.
+
+        Override it to be asked about requests for cells of plugins (`fastrnn_cells`).
+        """
+        return cell.name in BUILTIN
 
     def unavailable(self) -> list[str]:
         """Why this machine can run nothing at all with it; empty if it can.
@@ -138,7 +147,8 @@ class StackCall(NamedTuple):
     hx: tuple[Tensor, ...]
     """(h0,) or (h0, c0), each (num_layers * directions, B, P or H)."""
     weights: Sequence[Tensor]
-    """Flat, in torch's order: per layer and direction w_ih, w_hh[, b_ih, b_hh][, w_hr]."""
+    """Flat, in torch's order: per layer and direction w_ih, w_hh[, b_ih, b_hh][, w_hr][, the cell's
+    own (Q, H)], in the layout of a module (a GRU: 3H rows, r, z, n)."""
     batch_first: bool
 
 
@@ -222,7 +232,10 @@ class RecurrenceBackend(LayerBackend):
         saved: Sequence[Tensor],
         wanted: Wanted,
     ) -> Recurrence:
-        """Backpropagate through the time loop; of `wanted`, h0, c0 and weight_hr matter here."""
+        """Backpropagate through the time loop.
+
+        Of `wanted`, h0, c0, weight_hr and cell_weight matter here.
+        """
 
     def matmul(self, a: Tensor, b: Tensor, add: Tensor | None = None, *, precision: str) -> Tensor:
         """Return a @ b (+ add): every matrix product around the time loop comes through here.
@@ -242,7 +255,7 @@ class RecurrenceBackend(LayerBackend):
         return product(a, b, add)
 
     def saved_like(self, layer: Layer) -> tuple[Tensor, ...]:
-        """Cells (T, B, G, H) and activated gates (T, B, G, K*H) for an LSTM, else nothing.
+        """Cells (T, B, G, H) and gates (T, B, G, K*H) of a cell with cell state, else nothing.
 
         No cells where they are an output. Before them the outputs (T, B, G, H) of chained groups.
         With zoneout an Elman RNN has activated gates, too.
@@ -275,9 +288,11 @@ class RecurrenceBackend(LayerBackend):
         wanted: Wanted,
     ) -> LayerGradients:
         """Run the time loop backwards, then form the weight gradients as one product each."""
-        d_gates, d_h0, d_c0, d_weight_hr = self.recurrence_backward(
-            grad, layer.weight_hh, layer, output, saved, wanted
+        # by name, for backends that know fewer of them, or return a plain tuple
+        made = Recurrence(
+            *self.recurrence_backward(grad, layer.weight_hh, layer, output, saved, wanted)
         )
+        d_gates = made.d_gates
         multiply = partial(self.matmul, precision=layer.precision)
         d_weight_ih = d_weight_hh = d_weight_chain = None
         outputs = output if layer.weight_chain is None else saved[0]
@@ -295,8 +310,9 @@ class RecurrenceBackend(LayerBackend):
             weight_ih=d_weight_ih,
             weight_hh=d_weight_hh,
             bias=d_bias,
-            h0=d_h0 if wanted.h0 else None,
-            c0=d_c0 if wanted.c0 else None,
-            weight_hr=d_weight_hr if wanted.weight_hr else None,
+            h0=made.d_h0 if wanted.h0 else None,
+            c0=made.d_c0 if wanted.c0 else None,
+            weight_hr=made.d_weight_hr if wanted.weight_hr else None,
             weight_chain=d_weight_chain,
+            cell_weight=made.d_cell_weight if wanted.cell_weight else None,
         )

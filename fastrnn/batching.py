@@ -18,7 +18,7 @@ Dims = Sequence[Any]
 """Of each argument, the dim along which it is many; None if it is one for all."""
 Fold = Callable[[Any, Any], Any]
 
-WEIGHTS = ("weight_ih", "weight_hh", "bias", "weight_hr", "weight_chain")
+WEIGHTS = ("weight_ih", "weight_hh", "bias", "weight_hr", "weight_chain", "cell_weight")
 MOST_MIXED_GROUPS = 63
 """Groups of both directions that backends need not take more of."""
 
@@ -39,6 +39,7 @@ KINDS = {
     "c0": Kind(1, 0),
     "weight_hr": Kind(None, 0),
     "weight_chain": Kind(None, 0),
+    "cell_weight": Kind(None, 0),
     "lengths": Kind(0, None),
     "resets": Kind(1, None),
     "recurrent_mask": Kind(1, 0),

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fastrnn import measured, testing
-from fastrnn.bench_cases import BASELINE, LOOP, Case, baseline, cell_loop, layer, request_of
+from fastrnn.bench_cases import BASELINE, PEERS, backend_as_peer, layer, request_of
 from fastrnn.discovery import describe
 from fastrnn.dispatch import clear_decisions, decide
 from fastrnn.doctor import environment
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from torch import Tensor, nn
+
+    from fastrnn.benchmark import Case, Peer
 
 REPEATS = 15
 """Samples per implementation and case, unless told otherwise."""
@@ -63,11 +65,8 @@ class Row:
     """Seconds per call."""
     speedup: float | None = None
     """The median over rounds of torch.nn's time divided by this one's in the same round."""
-
-    @property
-    def is_backend(self) -> bool:
-        """Whether it is a backend of fastrnn, and not what they are compared with."""
-        return self.implementation not in (BASELINE, LOOP)
+    is_backend: bool = True
+    """Whether it is a backend of fastrnn, and not what they are compared with."""
 
     def quantiles(self) -> tuple[float, float, float] | None:
         """Seconds at 20 %, 50 % and 80 % of the samples."""
@@ -123,6 +122,7 @@ def measure(
     cases: Sequence[Case],
     *,
     backends: Sequence[str] | None = None,
+    peers: Sequence[Peer] = PEERS,
     repeats: int = REPEATS,
     progress: Callable[[str], None] = lambda text: None,
 ) -> list[Row]:
@@ -131,45 +131,41 @@ def measure(
     Args:
         cases: see `bench_cases.cases`.
         backends: names; None for all.
+        peers: what they are compared with; torch.nn's layer must be among them.
         repeats: samples per implementation.
         progress: called with a line before each case.
 
     Raises:
         BackendError: FASTRNN_BACKEND names none that can run a case.
     """
+    names = tuple(registry().backends) if backends is None else backends
     rows: list[Row] = []
     for case in cases:
         progress(str(case))
-        rows += _measure(
-            case, tuple(registry().backends) if backends is None else backends, repeats
-        )
+        rows += _measure(case, names, peers, repeats)
     return rows
 
 
-def _measure(case: Case, backends: Sequence[str], repeats: int) -> list[Row]:
+def _measure(case: Case, backends: Sequence[str], peers: Sequence[Peer], repeats: int) -> list[Row]:
     torch.manual_seed(0)
     source = layer(case, "reference")
     weights = [weight.detach() for weight in source.parameters()]
     x = torch.randn(case.T, case.B, case.I).to(case.device, case.torch_dtype)
     request = request_of(case, x, list(source.parameters()))
     decision = decide(request)
-    reasons = {c.name: "; ".join(c.reasons) for c in decision.candidates}
+    reasons = {c.name: c.reasons for c in decision.candidates}
     truth = _run(_exact(case, weights), x.cpu().double(), case.mode == "train")
     allowed = testing.tolerance(case.torch_dtype, case.T, request.precision)
-    rows: list[Row] = []
+    own = [backend_as_peer(name, reasons.get(name, ())) for name in backends]
+    rows = [Row(case, peer.name, is_backend=False) for peer in peers]
+    rows += [Row(case, peer.name, auto=peer.name == decision.backend) for peer in own]
     timed: list[tuple[Row, Callable[[], object]]] = []
-    for name in (BASELINE, LOOP, *backends):
-        row = Row(case, name, auto=name == decision.backend)
-        rows.append(row)
-        if reasons.get(name):
-            row.status, row.reason = "cannot run", reasons[name]
-            continue
+    for row, peer in zip(rows, (*peers, *own), strict=True):
         try:
-            module = _implementation(case, name)
-        except ValueError as error:
-            row.status, row.reason = "cannot run", str(error)
-            continue
-        try:
+            if against := _clauses(peer.can_run(case)):
+                row.status, row.reason = "cannot run", "; ".join(against)
+                continue
+            module = peer.build(case)
             load_weights(module, weights)
             check_row(row, _run(module, x, case.mode == "train"), truth, allowed)
             if row.status == "ok":
@@ -177,17 +173,17 @@ def _measure(case: Case, backends: Sequence[str], repeats: int) -> list[Row]:
                 for _ in range(WARM_UP):
                     call()
                 timed.append((row, call))
-        except Exception as error:  # a backend's bug is a line of the table
+        except (Exception, SystemExit) as error:  # anybody's bug is a line of the table
             row.status, row.reason = "failed", f"raised {describe(error)}"
     take_samples(timed, repeats, case.device)
     compare_rows(rows)
     return rows
 
 
-def _implementation(case: Case, name: str) -> nn.Module:
-    if name == BASELINE:
-        return baseline(case)
-    return cell_loop(case) if name == LOOP else layer(case, name)
+def _clauses(reasons: object) -> tuple[str, ...]:
+    if isinstance(reasons, list | tuple) and all(isinstance(each, str) for each in reasons):
+        return tuple(reasons)
+    raise TypeError(f"can_run returned {reasons!r}, expected a list of strings")
 
 
 def _exact(case: Case, weights: Sequence[Tensor]) -> nn.Module:

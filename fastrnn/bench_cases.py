@@ -1,16 +1,16 @@
-"""What `fastrnn bench` measures: the cases, and every implementation of each."""
+"""What `fastrnn bench` measures of itself: the cases, and every implementation of each."""
 
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from fastrnn.benchmark import Axes, Case, Peer, Preset
 from fastrnn.calls import make_request
 from fastrnn.modules import LSTM, RNN
-from fastrnn.request import Spec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,57 +24,18 @@ LOOP = "cell loop"
 MODES = {"forward": ("forward",), "train": ("train",), "both": ("forward", "train")}
 
 
-class Axes(NamedTuple):
-    """Values to combine: every combination is a case."""
-
-    cell: Sequence[str]
-    T: Sequence[int]
-    B: Sequence[int]
-    H: Sequence[int]
-
-
-PRESETS = {
-    # a first impression: ends within 20 s on two cores
-    "quick": Axes(["lstm", "rnn_tanh"], [100], [1, 32], [64]),
-    # what a CPU is used for: short to long sequences, one row to a batch, small to large layers
-    "cpu": Axes(["lstm", "rnn_tanh"], [20, 100, 500], [1, 8, 32], [64, 256, 512]),
-}
-
-
-class Case(NamedTuple):
-    """One thing to measure; the fields are the columns of the CSV file."""
-
-    cell: str
-    mode: str
-    """`forward` (no gradients) or `train` (forward and backward)."""
-    T: int
-    B: int
-    I: int
-    H: int
-    layers: int
-    bidirectional: bool
-    dtype: str
-    device: str
-
-    @property
-    def spec(self) -> Spec:
-        """The stack's static shape."""
-        return Spec(
-            self.cell, self.I, self.H, num_layers=self.layers, bidirectional=self.bidirectional
-        )
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        """The dtype that `dtype` names."""
-        dtype = getattr(torch, self.dtype)
-        assert isinstance(dtype, torch.dtype)
-        return dtype
-
-    def __str__(self) -> str:
-        """One line for the table."""
-        text = f"{self.cell} {self.mode} T={self.T} B={self.B} I={self.I} H={self.H}"
-        text += f" layers={self.layers}" if self.layers > 1 else ""
-        return text + (" bidirectional" if self.bidirectional else "")
+PRESETS = (
+    Preset(
+        "quick",
+        "a first impression: ends within 20 s on two cores",
+        Axes(["lstm", "rnn_tanh"], [100], [1, 32], [64]),
+    ),
+    Preset(
+        "cpu",
+        "what a CPU is used for: short to long, one row to a batch, small to large layers",
+        Axes(["lstm", "rnn_tanh"], [20, 100, 500], [1, 8, 32], [64, 256, 512]),
+    ),
+)
 
 
 def cases(
@@ -149,31 +110,29 @@ class CellLoop(nn.Module):
 
 
 def baseline(case: Case) -> nn.Module:
-    """torch.nn's layer for a case, with torch's own random weights.
-
-    Raises:
-        ValueError: torch.nn has no such cell.
-    """
+    """torch.nn's layer for a case, with torch's own random weights."""
+    sizes = (case.I, case.H, case.layers)
     if case.cell == "lstm":
-        return _placed(nn.LSTM(case.I, case.H, case.layers, bidirectional=case.bidirectional), case)
+        return _placed(nn.LSTM(*sizes, bidirectional=case.bidirectional), case)
     nonlinearity = case.cell.removeprefix("rnn_")
-    if nonlinearity not in ("tanh", "relu"):
-        raise ValueError(f"torch.nn has no {case.cell}")
-    layer = nn.RNN(
-        case.I, case.H, case.layers, nonlinearity=nonlinearity, bidirectional=case.bidirectional
-    )
+    layer = nn.RNN(*sizes, nonlinearity=nonlinearity, bidirectional=case.bidirectional)
     return _placed(layer, case)
 
 
 def cell_loop(case: Case) -> nn.Module:
-    """A loop over torch.nn's cells for a case.
-
-    Raises:
-        ValueError: torch.nn has no such cell.
-    """
-    if case.cell == "rnn_sigmoid":
-        raise ValueError(f"torch.nn has no cell for {case.cell}")
+    """A loop over torch.nn's cells for a case."""
     return _placed(CellLoop(case), case)
+
+
+def torch_lacks(case: Case) -> list[str]:
+    """Why torch.nn has nothing for a case."""
+    return [] if case.cell in ("lstm", "rnn_tanh", "rnn_relu") else [f"torch.nn has no {case.cell}"]
+
+
+PEERS = (
+    Peer(BASELINE, "torch.nn.LSTM and torch.nn.RNN, the baseline", baseline, torch_lacks),
+    Peer(LOOP, "a Python loop over torch.nn's cells", cell_loop, torch_lacks),
+)
 
 
 def layer(case: Case, backend: str) -> LSTM | RNN:
@@ -189,6 +148,11 @@ def layer(case: Case, backend: str) -> LSTM | RNN:
         )  # fmt: skip
     _placed(built, case)
     return built
+
+
+def backend_as_peer(backend: str, reasons: Sequence[str]) -> Peer:
+    """A backend, described as what it is compared with is."""
+    return Peer(backend, "", lambda case: layer(case, backend), lambda case: reasons)
 
 
 def _placed(module: nn.Module, case: Case) -> nn.Module:

@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import checks, masks, stack
 from fastrnn.backend import StackBackend, StackCall
-from fastrnn.dispatch import current_override, decide, decide_constant
+from fastrnn.dispatch import current_override, decide
 from fastrnn.options import Options, as_constant, constants
 from fastrnn.plugins import registry
 from fastrnn.precision import arch_of, float32_precision
@@ -140,16 +140,16 @@ def _run_packed(
 
 
 def _paired(states: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
-    """States as torch gives them: (h, c) of an LSTM, else h."""
+    """States as torch gives them: h, or (h, c) where there is c, as of an LSTM."""
     return states[0] if len(states) == 1 else states
 
 
 def _zero_states(spec: Spec, like: Tensor, batch: int) -> tuple[Tensor, ...]:
     """Zero states in the input's dtype; h0 and c0 may be one tensor, since nobody writes to it."""
-    cell, _, hidden_size, proj_size, num_layers, _, bidirectional = spec
+    _, _, hidden_size, proj_size, num_layers, _, bidirectional = spec
     rows = 2 * num_layers if bidirectional else num_layers
     h0 = like.new_zeros(rows, batch, proj_size or hidden_size)
-    if cell != "lstm":
+    if not spec.has_cell_state:
         return (h0,)
     return (h0, h0 if not proj_size else like.new_zeros(rows, batch, hidden_size))
 
@@ -250,6 +250,8 @@ def _dispatch(
         lengths is not None, resets is not None,
     )  # fmt: skip
     if request.compiling:
+        from fastrnn.graph_decision import decide_constant  # imports Dynamo, which is here by now
+
         name, at_once = decide_constant(backend, current_override(), *map(_as_constant, request))
     else:
         decision = decide(request, backend)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fastrnn.request import GATES, Spec
+from fastrnn.cell import cell_of
+from fastrnn.request import Spec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,9 +23,15 @@ def check_type(name: str, value: object, kind: type) -> None:
 
 def wrong_input_dims(spec: Spec, dims: int) -> ValueError:
     """The error for an input that is neither batched nor unbatched."""
-    if spec.cell == "lstm":
-        return ValueError(f"LSTM: Expected input to be 2D or 3D, got {dims}D instead")
-    return ValueError(f"RNN: Expected input to be 2D or 3D, got {dims}D tensor instead")
+    tensor = " tensor" if spec.cell.startswith("rnn_") else ""
+    return ValueError(
+        f"{_layer_name(spec)}: Expected input to be 2D or 3D, got {dims}D{tensor} instead"
+    )
+
+
+def _layer_name(spec: Spec) -> str:
+    """As errors of torch.nn begin."""
+    return "RNN" if spec.cell.startswith("rnn_") else spec.cell.upper()
 
 
 def as_states(
@@ -32,10 +39,12 @@ def as_states(
 ) -> tuple[Tensor, ...]:
     """Check the dims of the initial states and give unbatched ones a batch of one."""
     want, kind = (2, "unbatched 2-D") if unbatched else (3, "batched 3-D")
-    if spec.cell == "lstm":
+    if spec.has_cell_state:
         if len(hx) != 2:  # one tensor (2, ...) that stacks both is fine, as it is for torch
             what = "a tensor of length" if isinstance(hx, torch.Tensor) else "length"
-            raise ValueError(f"LSTM: hx should be a pair (h_0, c_0), got {what} {len(hx)}")
+            raise ValueError(
+                f"{_layer_name(spec)}: hx should be a pair (h_0, c_0), got {what} {len(hx)}"
+            )
         dims = (hx[0].dim(), hx[1].dim())
         if dims != (want, want):
             raise RuntimeError(
@@ -44,7 +53,9 @@ def as_states(
             )
         return (hx[0].unsqueeze(1), hx[1].unsqueeze(1)) if unbatched else (hx[0], hx[1])
     if not isinstance(hx, torch.Tensor):
-        raise ValueError(f"RNN: hx should be one tensor h_0, got {type(hx).__name__}")
+        raise ValueError(
+            f"{_layer_name(spec)}: hx should be one tensor h_0, got {type(hx).__name__}"
+        )
     if hx.dim() != want:
         raise RuntimeError(
             f"For {kind} input, hx should also be {want}-D but got {hx.dim()}-D tensor"
@@ -71,7 +82,7 @@ def check_input(spec: Spec, input: Tensor, weight: Tensor, dims: int) -> None:
 def check_states(spec: Spec, states: Sequence[Tensor], batch: int) -> None:
     """Check the sizes of the initial states."""
     rows = spec.num_layers * spec.directions
-    if spec.cell != "lstm":
+    if not spec.has_cell_state:
         expected = (rows, batch, spec.hidden_size)
         if states[0].shape != expected:
             raise RuntimeError(f"Expected hidden size {expected}, got {list(states[0].shape)}")
@@ -113,11 +124,12 @@ def spec_of_weights(
     Raises:
         ValueError: their number or shapes do not belong together; names the weight.
     """
-    directions, gates = (2 if bidirectional else 1), GATES[cell]
-    slots = num_layers * directions
+    known, directions = cell_of(cell), (2 if bidirectional else 1)
+    slots, gates = num_layers * directions, known.parameter_rows
     names = ["weight_ih", "weight_hh"] + (["bias_ih", "bias_hh"] if bias else [])
     if slots > 0 and cell == "lstm" and len(weights) == slots * (len(names) + 1):
         names.append("weight_hr")
+    names += ["weight_cell"] if known.weights else []
     if slots <= 0 or len(weights) != slots * len(names):
         raise ValueError(
             f"weights: got {len(weights)} tensors, expected {slots * len(names)} "
@@ -146,6 +158,7 @@ def spec_of_weights(
         "bias_ih": (gates * hidden_size,),
         "bias_hh": (gates * hidden_size,),
         "weight_hr": (state_size, hidden_size),
+        "weight_cell": (known.weights, hidden_size),
     }
     for index, weight in enumerate(weights):
         slot, kind = divmod(index, len(names))

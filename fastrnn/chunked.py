@@ -34,7 +34,7 @@ for any of this to matter, and a smaller k would only call the backend more ofte
 Spans = tuple[tuple[int, int], ...]
 """The times of a chunk, from and up to, for each group."""
 
-_SUMMED = ("weight_ih", "weight_hh", "bias", "weight_hr")
+_SUMMED = ("weight_ih", "weight_hh", "bias", "weight_hr", "cell_weight")
 """The gradients to which every chunk adds."""
 
 
@@ -181,6 +181,7 @@ def _parts(layer: Layer) -> Iterator[tuple[slice, Layer]]:
                 h0=layer.h0[own],
                 c0=None if layer.c0 is None else layer.c0[own],
                 weight_hr=None if layer.weight_hr is None else layer.weight_hr[own],
+                cell_weight=None if layer.cell_weight is None else layer.cell_weight[own],
                 reverse=layer.reverse[own],
                 recurrent_mask=None if layer.recurrent_mask is None else layer.recurrent_mask[own],
                 zoneout_h=None if layer.zoneout_h is None else layer.zoneout_h[:, :, own],

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import torch
 
-from fastrnn import cli_bench, cli_common, doctor
+from fastrnn import cli_bench, cli_common, cli_conformance, doctor
 from fastrnn._version import __version__
 from fastrnn.cli_common import EXAMPLE_ARCHS, Parser, integer, print_json
 from fastrnn.dispatch import AUTO, BackendError, decide
 from fastrnn.plugins import PluginWarning, registry
 from fastrnn.precision import arch_of, float32_precision
-from fastrnn.request import GATES, OPTIONS, Decision, Request
+from fastrnn.request import OPTIONS, Decision, Request
 from fastrnn.tables import table
 
 if TYPE_CHECKING:
@@ -93,6 +93,8 @@ def _parser() -> Parser:
     _add_explain_arguments(explain)
     what = "check and time the backends on this machine"
     cli_bench.add_bench_arguments(command("bench", cli_bench.run_bench, what))
+    conformance = command("conformance", cli_conformance.run_conformance, "check one backend")
+    cli_conformance.add_conformance_arguments(conformance)
     what = "time the backends and let auto go by that from now on"
     cli_bench.add_tune_arguments(command("tune", cli_bench.run_tune, what))
     return parser
@@ -100,7 +102,7 @@ def _parser() -> Parser:
 
 def _add_explain_arguments(parser: Parser) -> None:
     size = integer(1)
-    parser.add_argument("--cell", choices=tuple(GATES), default="lstm")
+    parser.add_argument("--cell", type=cli_common.any_cell, default="lstm", metavar="NAME")
     parser.add_argument("--T", type=size, default=100, metavar="N", help="steps")
     parser.add_argument("--B", type=size, default=32, metavar="N", help="rows of the batch")
     parser.add_argument("--I", type=size, default=256, metavar="N", help="inputs")
@@ -167,13 +169,13 @@ def _plugins(options: argparse.Namespace) -> int:
             record.name,
             f"{record.distribution} {record.version}".strip(),
             record.state,
-            ", ".join(record.backends) or "-",
+            ", ".join((*record.backends, *record.cells)) or "-",
             ", ".join(record.hooks) or "-",
             record.reason,
         ]
         for record in records
     ]
-    print(table(["plugin", "distribution", "state", "backends", "hooks", "reason"], rows))
+    print(table(["plugin", "distribution", "state", "brings", "hooks", "reason"], rows))
     return 0
 
 

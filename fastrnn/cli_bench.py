@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import sys
 from typing import TYPE_CHECKING
 
 import torch
 
-from fastrnn import bench, bench_cases, cli_common, measured
+from fastrnn import bench, bench_cases, bench_hooks, cli_common, measured
 from fastrnn.cli_common import comma_separated, integer, print_json
 from fastrnn.machine import present_devices
 from fastrnn.plugins import registry
@@ -18,10 +19,9 @@ from fastrnn.tables import table
 from fastrnn.tune import tune
 
 if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from fastrnn.bench_cases import Case
+    from fastrnn.benchmark import Case
     from fastrnn.cli_common import Parser
     from fastrnn.measured import Store
     from fastrnn.tune import Outcome
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 def add_bench_arguments(parser: Parser) -> None:
     """The arguments of `fastrnn bench`."""
     _add_problem_arguments(parser)
+    what = "what backends are compared with (default: all; torch.nn always is)"
+    peer = comma_separated(_known("peer", bench_hooks.peers))
+    parser.add_argument("--peers", type=peer, metavar="NAME,...", help=what)
+    parser.add_argument("--list", action="store_true", help="show presets and peers, and end")
     parser.add_argument("--json", type=cli_common.writable, metavar="FILE")
     parser.add_argument("--csv", type=cli_common.writable, metavar="FILE")
 
@@ -45,15 +49,17 @@ def add_tune_arguments(parser: Parser) -> None:
 
 
 def _add_problem_arguments(parser: Parser) -> None:
-    presets, sizes = bench_cases.PRESETS, comma_separated(integer(1))
-    what = "cell, T, B and H where they are not given (default: %(default)s)"
-    parser.add_argument("--preset", choices=tuple(presets), default="quick", help=what)
+    sizes = comma_separated(integer(1))
+    own = ", ".join(preset.name for preset in bench_cases.PRESETS)
+    what = f"sizes where they are not given: {own}, or a plugin's (default: %(default)s)"
+    preset = _known("preset", bench_hooks.presets)
+    parser.add_argument("--preset", type=preset, default="quick", metavar="NAME", help=what)
     cell, backend = comma_separated(cli_common.cell), comma_separated(cli_common.backend)
     parser.add_argument("--cell", type=cell, metavar="NAME,...", help=", ".join(GATES))
     for name, what in (("T", "steps"), ("B", "rows of the batch"), ("H", "hidden units")):
         parser.add_argument(f"--{name}", type=sizes, metavar="N,...", help=what)
     parser.add_argument("--I", type=integer(1), metavar="N", help="inputs (default: as H)")
-    parser.add_argument("--layers", type=integer(1), default=1, metavar="N")
+    parser.add_argument("--layers", type=integer(1), metavar="N", help="(default: 1)")
     parser.add_argument("--bidirectional", action="store_true")
     parser.add_argument("--dtype", choices=cli_common.DTYPES, default="float32")
     parser.add_argument("--mode", choices=tuple(bench_cases.MODES), default="both")
@@ -66,17 +72,23 @@ def _add_problem_arguments(parser: Parser) -> None:
 
 def run_bench(options: argparse.Namespace) -> int:
     """`fastrnn bench`: what a caller would get here, by what `fastrnn tune` has stored as well."""
+    if options.list:
+        return _list_offers()
     cases = _cases(options)
+    peers = bench_hooks.peers()
+    named = peers if options.peers is None else [bench_cases.BASELINE, *options.peers]
+    beside = [peer for name, peer in peers.items() if name in named]
     with _threads(options.threads):
         with Progress(len(cases)) as progress:
             rows = bench.measure(
-                cases, backends=options.backends, repeats=options.repeats, progress=progress.step
-            )
+                cases, backends=options.backends, peers=beside, repeats=options.repeats,
+                progress=progress.step,
+            )  # fmt: skip
         print(bench.report(rows))
         settings = {
             key: value
             for key, value in vars(options).items()
-            if key not in ("command", "parser", "json", "csv")
+            if key not in ("command", "parser", "json", "csv", "list")
         }
         if options.json:
             bench.write_json(options.json, rows, settings)
@@ -107,13 +119,36 @@ def run_tune(options: argparse.Namespace) -> int:
 
 
 def _cases(options: argparse.Namespace) -> list[Case]:
-    preset = bench_cases.PRESETS[options.preset]
-    given = {axis: getattr(options, axis) for axis in preset._fields if getattr(options, axis)}
+    preset = bench_hooks.presets()[options.preset]
+    axes = preset.axes
+    given = {axis: getattr(options, axis) for axis in axes._fields if getattr(options, axis)}
     return bench_cases.cases(
-        preset._replace(**given),
-        mode=options.mode, input_size=options.I, layers=options.layers,
-        bidirectional=options.bidirectional, dtype=options.dtype, device=options.device,
+        axes._replace(**given),
+        mode=options.mode, input_size=options.I or preset.input_size,
+        layers=options.layers or preset.layers,
+        bidirectional=options.bidirectional or preset.bidirectional,
+        dtype=options.dtype, device=options.device,
     )  # fmt: skip
+
+
+def _known(kind: str, offers: Callable[[], Mapping[str, object]]) -> Callable[[str], str]:
+    """The type of an argument that is a name; plugins are asked when a command line has one."""
+
+    def name(text: str) -> str:
+        if text not in offers():
+            expected = ", ".join(offers())
+            raise argparse.ArgumentTypeError(f"got {text!r}, expected a {kind}: {expected}")
+        return text
+
+    return name
+
+
+def _list_offers() -> int:
+    rows = [[preset.name, preset.summary] for preset in bench_hooks.presets().values()]
+    print(table(["preset", "cases"], rows), end="\n\n")
+    rows = [[peer.name, peer.summary] for peer in bench_hooks.peers().values()]
+    print(table(["peer", "what it is"], rows))
+    return 0
 
 
 @contextlib.contextmanager

@@ -70,9 +70,16 @@ def arch(text: str) -> str:
 
 
 def cell(text: str) -> str:
-    """A cell's name."""
+    """The name of a cell that every backend knows."""
     if text not in GATES:
         raise _wrong(f"one of {', '.join(GATES)}", text)
+    return text
+
+
+def any_cell(text: str) -> str:
+    """A cell's name, a plugin's too."""
+    if text not in registry().cells:
+        raise _wrong(f"one of {', '.join(registry().cells)}", text)
     return text
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from fastrnn import cells, modules
+from fastrnn import cell_modules, cells, modules
 from fastrnn.dispatch import AUTO, parse_names
 from fastrnn.recurrent import DERIVED, OPTIONS, Recurrent
 from fastrnn.weight_drop import has_weight_drop
@@ -30,17 +30,19 @@ if TYPE_CHECKING:
 Model = TypeVar("Model", bound=nn.Module)
 Status = Literal["fastrnn", "convertible", "left"]
 
-_TO_FASTRNN: dict[type, type[modules.LSTM] | type[modules.RNN]] = {
+_TO_FASTRNN: dict[type, type[Recurrent]] = {
     nn.LSTM: modules.LSTM,
+    nn.GRU: cell_modules.GRU,
     nn.RNN: modules.RNN,
 }
 _TO_TORCH: dict[type, type[nn.Module]] = {
     modules.LSTM: nn.LSTM,
+    cell_modules.GRU: nn.GRU,
     modules.RNN: nn.RNN,
     cells.LSTMCell: nn.LSTMCell,
     cells.RNNCell: nn.RNNCell,
 }
-_FASTRNN = tuple(_TO_TORCH)
+_FASTRNN = (*_TO_TORCH, cell_modules.CellRNN)
 _TORCH = (nn.RNNBase, nn.RNNCellBase)
 _NAMES = ("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell")
 # What torch.nn's layers derive from their parameters.
@@ -80,7 +82,7 @@ class ConversionReport:
 
 
 def convert(model: Model, *, filter_fn: Filter | None = None, backend: str = AUTO) -> Model:
-    """Swap every torch.nn.LSTM and torch.nn.RNN in `model` for fastrnn's, in place.
+    """Swap every torch.nn.LSTM, GRU and RNN in `model` for fastrnn's, in place.
 
     Swapped are layers of exactly these classes, parametrized or not. What is left and why, before
     or after, says `conversion_report`. A layer that the model holds under several names is
@@ -104,7 +106,7 @@ def convert(model: Model, *, filter_fn: Filter | None = None, backend: str = AUT
         >>> model = fastrnn.convert(model)
         >>> print(fastrnn.conversion_report(model))
         encoder: LSTM, fastrnn
-        decoder: GRU, left: fastrnn has no GRU
+        decoder: GRUCell, left: a single time step gains nothing from a backend
     """
     parse_names(backend)
 
@@ -123,8 +125,8 @@ def revert(model: Model) -> Model:
 
     The backends chosen for layers are forgotten, and so are `final_only` and `recompute`. Left are
     layers that torch.nn's would not equal: sigmoid layers, and those with `recurrent_dropout`,
-    `zoneout`, `error_clip` or `weight_drop`, until that is off. Left too are instances of
-    subclasses, and layers that something refers to as `convert` would refuse.
+    `zoneout`, `error_clip` or `weight_drop`, until that is off. Left too are `CellRNN`, subclasses,
+    and layers that something refers to as `convert` would refuse.
 
     Args:
         model: any module.
@@ -235,9 +237,7 @@ def _why_left(layer: nn.Module) -> str:
         return "compiled by TorchScript; convert the model before it is scripted"
     if _class_of(layer) in _TO_FASTRNN:
         return _why_bound(layer)
-    if isinstance(layer, nn.GRU | nn.GRUCell):
-        return "fastrnn has no GRU"
-    if isinstance(layer, nn.LSTMCell | nn.RNNCell):
+    if isinstance(layer, nn.LSTMCell | nn.GRUCell | nn.RNNCell):
         return "a single time step gains nothing from a backend"
     if _is_quantized(layer):
         return "quantized"

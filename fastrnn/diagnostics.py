@@ -21,6 +21,7 @@ from torch.nn.utils import parametrize
 
 from fastrnn import checks
 from fastrnn.cells import LSTMCell, RNNCell
+from fastrnn.modules import LSTM, RNN
 from fastrnn.recurrent import Recurrent
 from fastrnn.request import Spec
 
@@ -121,7 +122,7 @@ def gradient_flow(
             depend on the layer's output or states.
         RuntimeError: wrong sizes of `input` or `hx`.
     """
-    if not isinstance(layer, Recurrent | nn.RNN | nn.LSTM):
+    if not isinstance(layer, RNN | LSTM | nn.RNN | nn.LSTM):
         raise TypeError(
             "layer should be a fastrnn.RNN or LSTM, or a torch.nn.RNN or LSTM, "
             f"got: {type(layer).__name__}"
@@ -178,7 +179,8 @@ def spectral_radius(module: nn.Module) -> dict[str, float]:
             if not name.startswith("weight_hh"):
                 continue
             blocks = torch.split(_exact(getattr(part, name)), part.hidden_size)
-            for gate, block in zip(_GATES[len(blocks)], blocks, strict=True):
+            gates = _GATES.get(len(blocks)) or [f".{k}" for k in range(len(blocks))]
+            for gate, block in zip(gates, blocks, strict=True):
                 if getattr(part, "proj_size", 0):
                     block = _exact(getattr(part, name.replace("weight_hh", "weight_hr"))) @ block
                 key = f"{prefix}.{name}{gate}" if prefix else f"{name}{gate}"
@@ -190,7 +192,7 @@ def spectral_radius(module: nn.Module) -> dict[str, float]:
     return radii
 
 
-def _spec(layer: Recurrent | nn.RNN | nn.LSTM) -> Spec:
+def _spec(layer: RNN | LSTM | nn.RNN | nn.LSTM) -> Spec:
     return Spec(
         layer.mode.lower(), layer.input_size, layer.hidden_size, layer.proj_size,
         layer.num_layers, layer.bias, bool(layer.bidirectional),

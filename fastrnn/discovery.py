@@ -7,15 +7,21 @@ one; `fastrnn.plugins` does.
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import re
 import reprlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from fastrnn._version import __version__
 from fastrnn.backend import CONTRACT_VERSION, Backend, LayerBackend, StackBackend
+from fastrnn.cell import Cell
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 GROUP = "fastrnn"
 """The entry-point group; an entry point's name is the plugin's name."""
@@ -25,11 +31,15 @@ BUILTINS = {
     "reference": "fastrnn_reference",
     "aten": "fastrnn_aten",
     "triton": "fastrnn_triton",
+    "cells": "fastrnn_cells",
 }
 """Reserved plugin names and the modules behind them. Imported directly, because entry points are
 not found in a checkout that is not installed."""
+SLOW_SECONDS = 0.5
+"""A plugin that takes longer to be imported and to list what it brings is reported."""
 _BACKEND_NAME = re.compile(r"[a-z][a-z0-9_-]*")
 _OWN_DISTRIBUTION = "fastrnn"
+_log = logging.getLogger("fastrnn")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +53,8 @@ class PluginRecord:
     hooks: tuple[str, ...] = ()
     backends: tuple[str, ...] = ()
     """Names of the backends it brought and that are in use."""
+    cells: tuple[str, ...] = ()
+    """Names of the cells likewise."""
     state: Literal["loaded", "disabled", "failed"] = "loaded"
     reason: str = ""
     """Why it, or a part of it, is not in use."""
@@ -60,6 +72,24 @@ class PluginRecord:
             return "Reinstall fastrnn."
         advice = f"Update or remove {self.distribution}"
         return f"{advice}, or set {DISABLE_VARIABLE}={self.name}." if can_disable else f"{advice}."
+
+
+class Brought(NamedTuple):
+    """What plugins bring, by name, in the order of registration."""
+
+    backends: Mapping[str, Backend]
+    cells: Mapping[str, Cell]
+
+    def plus(self, other: Brought) -> Brought:
+        """With what another plugin brings."""
+        return Brought({**self.backends, **other.backends}, {**self.cells, **other.cells})
+
+    def without(self, record: PluginRecord) -> Brought:
+        """Less what one plugin brought."""
+        return Brought(
+            {name: each for name, each in self.backends.items() if name not in record.backends},
+            {name: each for name, each in self.cells.items() if name not in record.cells},
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +173,59 @@ def checked_backend(found: object) -> Backend:
             f"{CONTRACT_VERSION}"
         )
     return found
+
+
+def checked_cell(found: object) -> Cell:
+    """`found`, if it is a cell.
+
+    Raises:
+        TypeError: it is not.
+    """
+    if not isinstance(found, Cell):
+        raise TypeError(f"fastrnn_cells returned {reprlib.repr(found)}, expected instances of Cell")
+    return found
+
+
+def returned(hook: str, function: Callable[[], object], problems: list[Exception]) -> list[object]:
+    """What one plugin's implementation of a hook returns, or yields before it raises.
+
+    Args:
+        hook: the hook's name.
+        function: the implementation.
+        problems: what is wrong is added here.
+    """
+    found: list[object] = []
+    try:
+        items = function()
+        if isinstance(items, str) or not isinstance(items, Iterable):
+            what = reprlib.repr(items)
+            problems.append(TypeError(f"{hook} returned {what}, expected a list"))
+            return []
+        for item in items:  # by hand, to keep what came before an exception
+            found.append(item)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        _log.debug("%s of %r", hook, function, exc_info=True)
+        problems.append(ValueError(f"{hook} raised {describe(error)}"))
+    return found
+
+
+def as_problem(error: BaseException) -> Exception:
+    """An exception whose text is for users."""
+    return error if isinstance(error, TypeError | ValueError) else ValueError(describe(error))
+
+
+def reason(problems: list[Exception]) -> str:
+    """All that is wrong with a plugin, on one line."""
+    return "; ".join(str(problem) for problem in problems)
+
+
+def too_slow(seconds: float) -> list[Exception]:
+    """What is wrong with a plugin that took so long to load; nothing, but beyond `SLOW_SECONDS`."""
+    if seconds <= SLOW_SECONDS:
+        return []
+    return [ValueError(f"it took {seconds:.1f} s, for which the first use of fastrnn had to wait")]
 
 
 def disabled_names() -> tuple[frozenset[str], list[str]]:

@@ -17,10 +17,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import torch
-
 from fastrnn import measured
 from fastrnn.backend import LayerBackend, StackBackend
+from fastrnn.cell import BUILTIN, cell_of
 from fastrnn.plugins import registry
 from fastrnn.request import Candidate, Cost, Decision, Request, describe_candidates
 
@@ -126,24 +125,12 @@ def decide(request: Request, backend: str = AUTO, *, here: bool = True) -> Decis
     key = (registry().generation, request, backend, context, here)
     decision = _cache.get(key)
     if decision is None:
-        decision = _decide(request, backend, context, here)
+        decision = decide_anew(request, backend, context, here)
         if len(_cache) >= _CACHE_LIMIT:
             _cache.clear()
         _cache[key] = decision
         _log.debug("%s", decision)
     return decision
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator, unused-ignore] # torch leaves it unannotated
-def decide_constant(backend: str, context: str | None, *request: object) -> tuple[str, int]:
-    """`decide` for torch.compile: plugins' Python is run, not traced, once per graph.
-
-    Returns the backend's name and `Decision.layers_at_once`. Every argument is guarded where the
-    caller got it, so another override compiles anew. The request comes as its fields, because
-    Dynamo hands over plain constants and not named tuples.
-    """
-    decision = _decide(Request(*request), backend, context, True)  # type: ignore[arg-type] # the fields of a Request
-    return decision.backend, decision.layers_at_once
 
 
 def clear_decisions() -> None:
@@ -158,7 +145,10 @@ def clear_cache() -> None:
     measured.reset()
 
 
-def _decide(request: Request, argument: str, context: str | None, here: bool) -> Decision:
+def decide_anew(
+    request: Request, argument: str, context: str | None, here: bool = True
+) -> Decision:
+    """`decide`, not cached, with the override of `use_backend` as an argument."""
     decision = _choose(request, argument, context, here)
     return replace(decision, layers_at_once=_layers_at_once(request, decision.backend))
 
@@ -218,6 +208,9 @@ def _ask(backend: Backend, request: Request, here: bool) -> Candidate:
     """A backend's answers. One that raises, or answers nonsense, cannot run and that is why."""
     try:
         reasons = _checked_reasons(backend.unavailable()) if here else ()
+        if request.cell not in BUILTIN and not backend.runs_cell(cell_of(request.cell)):
+            unknown = f"the cell {request.cell} is a plugin's, and not among those that it runs"
+            return Candidate(backend.name, (*reasons, unknown), None)
         reasons += _checked_reasons(backend.can_run(request))
         if request.recompute and request.needs_grad and not backend.recomputes:
             reasons += ("recompute was asked for; it keeps what every step needs",)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import subprocess
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +14,15 @@ import torch
 from fastrnn import measured, testing
 from fastrnn._version import __version__
 from fastrnn.discovery import describe, one_line
-from fastrnn.dispatch import BackendError
+from fastrnn.dispatch import ENVIRONMENT_VARIABLE, BackendError, parse_names
+from fastrnn.doctor_devices import (
+    Finding,
+    cudnn_version,
+    gpu_findings,
+    onednn_finding,
+    package_findings,
+    triton_finding,
+)
 from fastrnn.machine import cpu_model, distribution_version, present_devices, triton_version
 from fastrnn.plugins import registry
 from fastrnn.precision import arch_of, float32_precision
@@ -24,19 +30,6 @@ from fastrnn.request import Spec
 
 if TYPE_CHECKING:
     from fastrnn.backend import Backend
-
-_GET_TORCH = "https://pytorch.org/get-started/locally"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was looked at."""
-
-    topic: str
-    value: str
-    works: bool = True
-    advice: str = ""
-    """What to do if it does not work; empty if it does."""
 
 
 def environment() -> dict[str, object]:
@@ -62,7 +55,7 @@ def environment() -> dict[str, object]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     if torch.cuda.is_available():
-        found["cudnn"] = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+        found["cudnn"], _ = cudnn_version()
         found["gpus"] = [_gpu(index) for index in range(torch.cuda.device_count())]
         found["driver"] = _nvidia_smi("driver_version")
         found["clocks_mhz"] = {
@@ -74,21 +67,20 @@ def environment() -> dict[str, object]:
 def examine() -> list[Finding]:
     """Look at everything, and run a small LSTM through each backend."""
     found = environment()
-    findings = [
-        Finding(topic, str(found[topic]))
-        for topic in ("fastrnn", "python", "torch", "numpy", "pluggy", "platform")
-    ]
+    findings = [Finding(topic, str(found[topic])) for topic in ("fastrnn", "python", "platform")]
+    findings += package_findings(found)
     findings.append(
         Finding("cpu", f"{found['cpu']}, {found['cpu_count']} logical CPUs, {found['threads']} "
                 f"threads, {found['cpu_capability']}")
     )  # fmt: skip
-    findings += [_onednn(found), *_gpus(found), _triton(found)]
+    findings += [onednn_finding(found), *gpu_findings(found), triton_finding(found)]
     findings += [_measurements(*device) for device in present_devices()]
     findings += [
         Finding(f"plugin {record.name}", f"{record.state}: {record.reason}", False, record.advice())
         for record in registry().plugins
-        if record.state == "failed"
+        if record.reason and record.state != "disabled"
     ]
+    findings += _preferred()
     return findings + [try_backend(backend) for backend in registry().backends.values()]
 
 
@@ -107,15 +99,26 @@ def try_backend(backend: Backend) -> Finding:
     if reasons:
         advice = "To use it, change that; the other backends do not need it."
         return Finding(topic, f"not available here: {'; '.join(reasons)}", False, advice)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    devices = ("cuda", "cpu") if torch.cuda.is_available() else ("cpu",)
+    refusals = []
+    for device in devices:  # one that is for the CPU alone works, on a machine with a GPU too
+        try:
+            return _try_on(device, backend)
+        except BackendError as error:
+            refusals.append(str(error))
+    return Finding(topic, f"cannot run a small LSTM on {devices[0]}", False, refusals[0])
+
+
+def _try_on(device: str, backend: Backend) -> Finding:
+    topic = f"backend {backend.name}"
     problem = testing.random_problem(Spec("lstm", 8, 16), 5, 3, dtype=torch.float32, device=device)
     precision = float32_precision() if device == "cuda" else "ieee"
     allowed = testing.tolerance(torch.float32, 5, precision)
     try:
         got = testing.run(problem, backend=backend.name)
         testing.assert_close(got, testing.truth(problem), allowed)
-    except BackendError as error:
-        return Finding(topic, f"cannot run a small LSTM on {device}", False, str(error))
+    except BackendError:
+        raise
     except AssertionError as error:
         advice = "Do not use it, and report this with the output of `fastrnn doctor --json`."
         return Finding(topic, f"WRONG RESULTS on {device}: {one_line(error)}", False, advice)
@@ -124,51 +127,17 @@ def try_backend(backend: Backend) -> Finding:
     return Finding(topic, f"works: a small LSTM on {device}, forward and backward, is right")
 
 
-def _onednn(found: dict[str, object]) -> Finding:
-    if found["onednn"]:
-        return Finding("onednn", "yes")
-    advice = f"RNNs on this CPU are slower; a torch from {_GET_TORCH} has oneDNN on most CPUs."
-    return Finding("onednn", "no", False, advice)
-
-
-def _gpus(found: dict[str, object]) -> list[Finding]:
-    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else f"ROCm {torch.version.hip}"
-    if torch.cuda.is_available():
-        gpus = found["gpus"]
-        assert isinstance(gpus, list)
-        described = [f"{g['name']} ({g['arch']}, {g['memory_gib']} GiB)" for g in gpus]
-        driver = f", driver {found['driver']}" if found["driver"] else ""
-        return [
-            Finding("gpu", f"{'; '.join(described)}; {build}{driver}"),
-            Finding("cudnn", str(found["cudnn"])) if found["cudnn"] else Finding(
-                "cudnn", "no", False, f"Reinstall torch from {_GET_TORCH}; it brings cuDNN."),
-        ]  # fmt: skip
-    hardware = Path("/proc/driver/nvidia").exists() or Path("/dev/kfd").exists()
-    if torch.version.cuda is None and torch.version.hip is None:
-        advice = f"To use a GPU, install a torch built for CUDA or ROCm: {_GET_TORCH}."
-        return [Finding("gpu", "none that torch can use (torch is built for the CPU)",
-                        works=not hardware, advice=advice if hardware else "")]  # fmt: skip
-    advice = (
-        f"torch is built for {build} and sees no GPU: check that `nvidia-smi` or `rocm-smi` lists "
-        "one, that its driver is new enough for this torch, and that CUDA_VISIBLE_DEVICES or "
-        "HIP_VISIBLE_DEVICES does not hide it."
-    )
-    return [Finding("gpu", "none that torch can use", False, advice)]
-
-
-def _triton(found: dict[str, object]) -> Finding:
-    version, has_gpu = found["triton"], torch.cuda.is_available()
-    if version is None:
-        advice = f"A torch for CUDA or ROCm brings Triton: {_GET_TORCH}." if has_gpu else (
-            "Needed on GPUs only; on Linux `pip install 'fastrnn[triton]'` lets the kernels run "
-            "in its interpreter (TRITON_INTERPRET=1)."
-        )  # fmt: skip
-        return Finding("triton", "not installed", False, advice)
-    if has_gpu and not any(shutil.which(name) for name in ("cc", "gcc", "clang")):
-        advice = "Install gcc or clang, which Triton needs to build its launcher, or set CC."
-        if not os.environ.get("CC"):
-            return Finding("triton", f"{version}, without a C compiler", False, advice)
-    return Finding("triton", str(version))
+def _preferred() -> list[Finding]:
+    """What FASTRNN_BACKEND names, if it is set."""
+    names = os.environ.get(ENVIRONMENT_VARIABLE)
+    if not names:
+        return []
+    try:
+        parse_names(names)
+    except BackendError as error:
+        advice = f"Every call fails: {one_line(error)}. Change or unset it."
+        return [Finding(ENVIRONMENT_VARIABLE, names, False, advice)]
+    return [Finding(ENVIRONMENT_VARIABLE, f"{names}, which every call takes that names no other")]
 
 
 def _measurements(device: str, arch: str) -> Finding:

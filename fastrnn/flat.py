@@ -16,7 +16,7 @@ WANTED = len(Wanted._fields)
 """Tensors that may have a gradient; they come first."""
 FIELDS = (
     "x", "weight_ih", "weight_hh", "bias", "h0", "c0", "weight_hr", "weight_chain",
-    "lengths", "resets", "recurrent_mask", "zoneout_h", "zoneout_c",
+    "cell_weight", "lengths", "resets", "recurrent_mask", "zoneout_h", "zoneout_c",
     "cell", "reverse", "precision", "recompute", "final_only", "save", "error_clip", "all_states",
 )  # fmt: skip
 """The fields of a `Layer` in the order of the operators' arguments."""
@@ -27,9 +27,9 @@ def fields_of(layer: Layer) -> tuple[Any, ...]:
     """Its `FIELDS`; written out, because that is faster than to look for names, and Dynamo can."""
     return (
         layer.x, layer.weight_ih, layer.weight_hh, layer.bias, layer.h0, layer.c0, layer.weight_hr,
-        layer.weight_chain, layer.lengths, layer.resets, layer.recurrent_mask, layer.zoneout_h,
-        layer.zoneout_c, layer.cell, layer.reverse, layer.precision, layer.recompute,
-        layer.final_only, layer.save, layer.error_clip, layer.all_states,
+        layer.weight_chain, layer.cell_weight, layer.lengths, layer.resets, layer.recurrent_mask,
+        layer.zoneout_h, layer.zoneout_c, layer.cell, layer.reverse, layer.precision,
+        layer.recompute, layer.final_only, layer.save, layer.error_clip, layer.all_states,
     )  # fmt: skip
 
 

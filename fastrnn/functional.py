@@ -160,3 +160,97 @@ def rnn(
         backend=backend, lengths=lengths, resets=resets,
         options=asked._replace(all_states=return_all_states),
     )  # fmt: skip
+
+
+def gru(
+    input: Tensor | PackedSequence,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    **how: Any,
+) -> tuple[Any, ...]:
+    """GRU without a module: `cell_rnn` of the cell `gru`.
+
+    Args:
+        input: as for `lstm`.
+        hx: h0 (num_layers * D, B, H), without B if unbatched; zeros if None.
+        weights: flat, in torch's order: per layer and direction w_ih (3H, I or D * H), w_hh
+            (3H, H), then b_ih (3H) and b_hh (3H) if `bias`. Rows are in gate order r, z, n.
+        **how: `lstm`'s keyword arguments; `zoneout` is one probability.
+
+    Returns:
+        output (T, B, D * H), shaped as `input` is, or None if `final_only`, and h_n, shaped as `hx`
+        is. With `return_all_states`, h of every step, too.
+
+    Raises:
+        ValueError, RuntimeError: as torch.nn.GRU raises for wrong inputs or states; else as `lstm`.
+        TypeError: as for `lstm`.
+        BackendError: `backend` names none that can run this call.
+    """
+    return cell_rnn("gru", input, hx, weights, **how)
+
+
+def cell_rnn(
+    cell: str,
+    input: Tensor | PackedSequence,
+    hx: Tensor | tuple[Tensor, Tensor] | None,
+    weights: Sequence[Tensor],
+    *,
+    num_layers: int = 1,
+    bias: bool = True,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    bidirectional: bool = False,
+    backend: str = AUTO,
+    final_only: bool = False,
+    recompute: bool | int = False,
+    lengths: Lengths | None = None,
+    resets: Tensor | None = None,
+    recurrent_dropout: float = 0.0,
+    zoneout: float | tuple[float, float] = 0.0,
+    error_clip: float | None = None,
+    return_all_states: bool = False,
+) -> tuple[Any, ...]:
+    """A recurrent network of any cell without a module; `lstm`'s arguments, but for these.
+
+    Args:
+        cell: the cell's name; see `fastrnn.CellRNN`.
+        input: as for `lstm`.
+        hx: h0, or (h0, c0) of a cell with a pair of states; zeros if None.
+        weights: flat: per layer and direction w_ih (K * H, I or D * H), w_hh (K * H, H), then b_ih
+            (K * H) and b_hh (K * H) if `bias`, then the cell's own (Q, H) if it has some.
+        num_layers: as for `lstm`, and so for all that follow.
+        bias: whether `weights` holds biases.
+        batch_first: whether `input` and output are (B, T, ...).
+        dropout: probability between layers, applied if `training`.
+        training: whether dropout applies.
+        bidirectional: whether every layer also runs backwards in time.
+        backend: `auto`, or the name of a backend, or several separated by commas.
+        final_only: whether only the final states are of use.
+        recompute: whether training saves memory.
+        lengths: (B,) integers, the steps of each row of a padded input.
+        resets: (T, B) bool, where rows start over.
+        recurrent_dropout: probability that a unit of h is hidden from W_hh, if `training`.
+        zoneout: probability that a unit keeps its state, or a pair, for h and for c.
+        error_clip: bound on every gate's gradient.
+        return_all_states: whether to return the states of every step too.
+
+    Returns:
+        output (T, B, D * H), shaped as `input` is, or None if `final_only`, and the final states,
+        shaped as `hx` is. With `return_all_states`, those of every step, too.
+
+    Raises:
+        ValueError: `cell` is unknown; else as for `lstm`.
+        RuntimeError: as for `lstm`.
+        TypeError: as for `lstm`.
+        BackendError: `backend` names none that can run this call.
+    """
+    spec = checks.spec_of_weights(cell, weights, num_layers, bias, bidirectional)
+    asked = options(
+        final_only, recompute, recurrent_dropout, zoneout, error_clip, spec.has_cell_state
+    )
+    return run(
+        spec, input, hx, weights, batch_first=batch_first, dropout=dropout, training=training,
+        backend=backend, lengths=lengths, resets=resets,
+        options=asked._replace(all_states=return_all_states),
+    )  # fmt: skip

@@ -76,7 +76,8 @@ class InitialState(nn.Module):
             return nn.Parameter(state, requires_grad=trainable)
 
         self.h0 = parameter(layer.proj_size or layer.hidden_size)
-        c0 = parameter(layer.hidden_size) if layer.mode == "LSTM" else None
+        pair = layer._spec.has_cell_state if isinstance(layer, Recurrent) else layer.mode == "LSTM"
+        c0 = parameter(layer.hidden_size) if pair else None
         self.register_parameter("c0", c0)
         self.reset_parameters()
 

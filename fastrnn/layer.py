@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from fastrnn.request import GATES
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -16,6 +14,7 @@ class Layer:
     """The inputs of one layer. No tensor here may be written to."""
 
     cell: str
+    """The name of a `fastrnn.cell.Cell`."""
     x: Tensor
     """(T, B, I), shared by all groups, or (T, B, G, I)."""
     weight_ih: Tensor
@@ -27,7 +26,8 @@ class Layer:
     h0: Tensor
     """(G, B, P)"""
     c0: Tensor | None
-    """(G, B, H), LSTM only."""
+    """(G, B, H), if the cell has a cell state, as an LSTM has; h0 once more if its c is h
+    (`Cell.c_is_h`)."""
     weight_hr: Tensor | None
     """(G, P, H), projected LSTM only."""
     lengths: Tensor | None
@@ -69,11 +69,13 @@ class Layer:
     on to weights, inputs and the step before. Option `error_clip`."""
     all_states: bool = False
     """c of every step is an output too, `LayerOutput.cells`. Option `all_states`."""
+    cell_weight: Tensor | None = None
+    """(G, Q, H): the weights of a cell that has some of its own (`Cell.weights`)."""
 
     @property
     def gates(self) -> int:
         """K."""
-        return GATES[self.cell]
+        return self.weight_hh.shape[1] // self.hidden_size
 
     @property
     def groups(self) -> int:
@@ -83,7 +85,7 @@ class Layer:
     @property
     def hidden_size(self) -> int:
         """H."""
-        return self.weight_hh.shape[1] // self.gates
+        return (self.h0 if self.c0 is None else self.c0).shape[2]
 
 
 class LayerOutput(NamedTuple):
@@ -95,12 +97,12 @@ class LayerOutput(NamedTuple):
     """(G, B, P): h after each row's last step in its direction, h0 of a row of length 0. Not a
     view of `output`."""
     c_n: Tensor | None
-    """(G, B, H), LSTM only."""
+    """(G, B, H), if the cell has a cell state."""
     saved: tuple[Tensor, ...]
     """What the backward pass needs beside the inputs, `output` and `cells`: at most three tensors,
     none unless `Layer.save`."""
     cells: Tensor | None = None
-    """(T, B, G, H), c after each step, zero past a row's length: of an LSTM, if
+    """(T, B, G, H), c after each step, zero past a row's length: of a cell with cell state, if
     `Layer.all_states`."""
 
 
@@ -115,6 +117,7 @@ class Wanted(NamedTuple):
     c0: bool
     weight_hr: bool
     weight_chain: bool = False
+    cell_weight: bool = False
 
 
 class LayerGradients(NamedTuple):
@@ -128,6 +131,7 @@ class LayerGradients(NamedTuple):
     c0: Tensor | None = None
     weight_hr: Tensor | None = None
     weight_chain: Tensor | None = None
+    cell_weight: Tensor | None = None
 
 
 class OutputGradients(NamedTuple):
@@ -151,3 +155,5 @@ class Recurrence(NamedTuple):
     d_h0: Tensor | None
     d_c0: Tensor | None
     d_weight_hr: Tensor | None = None
+    d_cell_weight: Tensor | None = None
+    """(G, Q, H)"""

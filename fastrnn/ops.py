@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 
 _LAYER = (
     "Tensor x, Tensor weight_ih, Tensor weight_hh, Tensor? bias, Tensor h0, Tensor? c0, "
-    "Tensor? weight_hr, Tensor? weight_chain, Tensor? lengths, Tensor? resets, "
-    "Tensor? recurrent_mask, Tensor? zoneout_h, Tensor? zoneout_c, str cell, bool[] reverse, "
-    "str precision, int recompute, bool final_only, bool save, float error_clip, bool all_states, "
-    "str backend"
+    "Tensor? weight_hr, Tensor? weight_chain, Tensor? cell_weight, Tensor? lengths, "
+    "Tensor? resets, Tensor? recurrent_mask, Tensor? zoneout_h, Tensor? zoneout_c, str cell, "
+    "bool[] reverse, str precision, int recompute, bool final_only, bool save, float error_clip, "
+    "bool all_states, str backend"
 )
 _SAVED = ", ".join(f"Tensor saved_{i}" for i in range(SAVED))
 _library = torch.library.Library("fastrnn", "DEF")

@@ -1,4 +1,4 @@
-"""The loader of backends: built-ins first, then third parties one by one, each in isolation.
+"""The loader of backends and cells: built-ins first, then third parties one by one, in isolation.
 
 pluggy's own entry-point loader lets one broken plugin stop the host and lets a name clash replace
 a built-in silently. Here a plugin that fails in any way is left out, reported once as a
@@ -14,38 +14,46 @@ import itertools
 import logging
 import reprlib
 import threading
+import time
 import warnings
-from collections.abc import Iterable
 from dataclasses import replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import pluggy
 
 from fastrnn import hookspecs
 from fastrnn.backend import Backend
+from fastrnn.cell import BUILTIN, Cell
 from fastrnn.discovery import (
     BUILTINS,
     DISABLE_VARIABLE,
+    Brought,
     Entry,
     PluginRecord,
+    as_problem,
     builtin_entries,
     checked_backend,
+    checked_cell,
     describe,
     disabled_names,
     one_line,
+    reason,
+    returned,
     third_party_entries,
+    too_slow,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from fastrnn.request import Candidate, Request
 
 __all__ = ["PluginRecord", "PluginWarning", "Registry", "register", "registry", "unregister"]
 
-_HOOKS = "the hooks are fastrnn_backends and fastrnn_choose_backend"
+_HOOKS = "the hooks are " + ", ".join(n for n in vars(hookspecs) if n.startswith("fastrnn_"))
 _log = logging.getLogger("fastrnn")
+_Named = TypeVar("_Named", Backend, Cell)
 
 
 class PluginWarning(UserWarning):
@@ -53,17 +61,19 @@ class PluginWarning(UserWarning):
 
 
 class Registry:
-    """The backends and plugins in use. Get it from `registry()`.
+    """The backends, cells and plugins in use. Get it from `registry()`.
 
     Attributes:
         backends: by name, in the order of registration, built-ins first. Replaced as a whole
             when a plugin comes or goes, so that a reader sees one state or the other.
+        cells: likewise; those that every backend knows first.
         plugins: what became of every plugin found.
         generation: changes whenever plugins do and is never used again in this process, so that
             whatever was derived from the backends can be keyed on it.
     """
 
     backends: Mapping[str, Backend]
+    cells: Mapping[str, Cell]
     plugins: tuple[PluginRecord, ...]
     generation: int
 
@@ -71,7 +81,7 @@ class Registry:
         self._manager = pluggy.PluginManager(hookspecs.PROJECT)
         self._manager.add_hookspecs(hookspecs)
         self._reported: set[tuple[str, str]] = set()
-        self._change((), {})
+        self._change((), Brought({}, BUILTIN))
 
     def policy(
         self, request: Request, able_candidates: tuple[Candidate, ...]
@@ -102,18 +112,32 @@ class Registry:
         return None
 
     def _report_policy(self, plugin: str, verb: str, what: str) -> None:
-        with _lock:
-            if (plugin, verb) in self._reported:
-                return
-            self._reported.add((plugin, verb))
         loaded = (r for r in self.plugins if r.name == plugin and r.state == "loaded")
         record = next(loaded, PluginRecord(plugin, "", ""))
-        warnings.warn(
-            f"{record}: its choice is ignored, because fastrnn_choose_backend {verb} {what}. "
-            + record.advice(),
-            PluginWarning,
-            stacklevel=3,
-        )
+        text = f"its choice is ignored, because fastrnn_choose_backend {verb} {what}"
+        self.report(record, text, key=verb)
+
+    def answers(self, hook: str) -> Iterator[tuple[PluginRecord, list[object], list[Exception]]]:
+        """Ask every plugin that has a hook: who it is, what it returned, and what went wrong."""
+        for record in self.plugins:
+            if record.state == "loaded" and hook in record.hooks:
+                problems: list[Exception] = []
+                plugin = self._manager.get_plugin(record.name)
+                yield record, self._returned(hook, plugin, problems), problems
+
+    def report(self, record: PluginRecord, text: str, *, key: str = "") -> None:
+        """Warn of a plugin, once a process.
+
+        Args:
+            record: whose fault it is.
+            text: what is not used, and why; one line.
+            key: what must be the same for a second report to be the same; `text` if empty.
+        """
+        with _lock:
+            if (record.name, key or text) in self._reported:
+                return
+            self._reported.add((record.name, key or text))
+        warnings.warn(f"{record}: {text}. {record.advice()}", PluginWarning, stacklevel=3)
 
     def _load(self, entry: Entry, disabled: frozenset[str]) -> list[str]:
         """Load one built-in or entry point and return its problems, as texts for warnings."""
@@ -123,6 +147,7 @@ class Registry:
             return self._skip(record)
         owner = None if builtin else self._owner(record.name)
         problems: list[Exception] = []
+        begin = time.monotonic()
         if owner is not None:
             problems.append(ValueError(f"the name is taken by {owner}"))
         elif "all" in disabled and not builtin:
@@ -135,21 +160,25 @@ class Registry:
             except BaseException as error:
                 _log.debug("%s", record, exc_info=True)
                 problems.append(ImportError(f"its import raised {describe(error)}"))
-        backends: dict[str, Backend] = {}
+        brought = Brought({}, {})
         if problems:
-            record = replace(record, state="failed", reason=_reason(problems))
+            record = replace(record, state="failed", reason=reason(problems))
         else:
-            record, backends, problems = self._admit(plugin, record)
-        self._change((*self.plugins, record), {**self.backends, **backends})
+            record, brought, problems = self._admit(plugin, record)
         done = "was not loaded" if record.state == "failed" else "was loaded in part"
+        late = [] if builtin else too_slow(time.monotonic() - begin)
+        if late and not problems:
+            done, problems = "was loaded late", late
+            record = replace(record, reason=reason(late))
+        self._change((*self.plugins, record), self._brought.plus(brought))
         # disabling a name that belongs to another plugin would disable that one too
         advice = record.advice(can_disable=owner is None)
         return [f"{record} {done}: {problem}. {advice}" for problem in problems]
 
     def _skip(self, record: PluginRecord) -> list[str]:
-        reason = f"disabled by {DISABLE_VARIABLE}"
-        skipped = replace(record, state="disabled", reason=reason)
-        self._change((*self.plugins, skipped), self.backends)
+        why = f"disabled by {DISABLE_VARIABLE}"
+        skipped = replace(record, state="disabled", reason=why)
+        self._change((*self.plugins, skipped), self._brought)
         return []
 
     def _owner(self, name: str) -> PluginRecord | None:
@@ -161,38 +190,53 @@ class Registry:
 
     def _admit(
         self, plugin: object, record: PluginRecord
-    ) -> tuple[PluginRecord, dict[str, Backend], list[Exception]]:
+    ) -> tuple[PluginRecord, Brought, list[Exception]]:
         """Register `plugin` with pluggy and take from it what is in order; raise nothing.
 
         Returns:
-            The record, the good backends, and everything that is wrong. If something is wrong and
-            no backend good, the plugin has failed and is not registered.
+            The record, what is good of what it brings, and everything that is wrong. If something
+            is wrong and nothing good, the plugin has failed and is not registered.
         """
-        backends: dict[str, Backend] = {}
         problems: list[Exception] = []
+        backends: dict[str, Backend] = {}
+        cells: dict[str, Cell] = {}
         try:
             hooks = self._register_hooks(plugin, record.name)
             record = replace(record, hooks=hooks)
-            found = self._backends_of(plugin, problems)
+            backends = self._good("backend", plugin, checked_backend, self.backends, problems)
+            cells = self._good("cell", plugin, checked_cell, self.cells, problems)
         except KeyboardInterrupt:
             self._drop(plugin, record.name)
             raise
         except BaseException as error:
-            problems.append(_as_problem(error))
-            found = []
-        for item in found:
-            try:
-                backend = checked_backend(item)
-                if backend.name in self.backends or backend.name in backends:
-                    raise ValueError(f"the backend name {backend.name!r} is taken")
-                backends[backend.name] = backend
-            except Exception as error:
-                problems.append(_as_problem(error))
-        record = replace(record, backends=tuple(backends), reason=_reason(problems))
-        if problems and not backends:
+            problems.append(as_problem(error))
+        record = replace(
+            record, backends=tuple(backends), cells=tuple(cells), reason=reason(problems)
+        )
+        if problems and not (backends or cells):
             self._drop(plugin, record.name)
             record = replace(record, state="failed")
-        return record, backends, problems
+        return record, Brought(backends, cells), problems
+
+    def _good(
+        self,
+        kind: str,
+        plugin: object,
+        checked: Callable[[object], _Named],
+        taken: Mapping[str, _Named],
+        problems: list[Exception],
+    ) -> dict[str, _Named]:
+        """What the plugin's hook for things of a kind returns and is in order, by name."""
+        good: dict[str, _Named] = {}
+        for item in self._returned(f"fastrnn_{kind}s", plugin, problems):
+            try:
+                found = checked(item)
+                if found.name in taken or found.name in good:
+                    raise ValueError(f"the {kind} name {found.name!r} is taken")
+                good[found.name] = found
+            except Exception as error:
+                problems.append(as_problem(error))
+        return good
 
     def _drop(self, plugin: object, name: str) -> None:
         # a plugin whose validation fails is left registered by some versions of pluggy; one that
@@ -219,36 +263,21 @@ class Registry:
                 raise TypeError(f"{impl.function.__name__} is a hook wrapper; fastrnn takes none")
         return tuple(sorted(caller.name for caller in callers))
 
-    def _backends_of(self, plugin: object, problems: list[Exception]) -> list[object]:
-        """What the plugin's `fastrnn_backends` returns, or yields before it raises."""
-        found: list[object] = []
-        for impl in self._manager.hook.fastrnn_backends.get_hookimpls():
-            if impl.plugin is not plugin:
-                continue
-            try:
-                returned = impl.function()
-                if isinstance(returned, str) or not isinstance(returned, Iterable):
-                    what = reprlib.repr(returned)
-                    problems.append(TypeError(f"fastrnn_backends returned {what}, expected a list"))
-                    continue
-                for item in returned:  # by hand, to keep what came before an exception
-                    found.append(item)
-            except KeyboardInterrupt:
-                raise
-            except BaseException as error:
-                _log.debug("fastrnn_backends of %r", plugin, exc_info=True)
-                problems.append(ValueError(f"fastrnn_backends raised {describe(error)}"))
-        return found
+    def _returned(self, hook: str, plugin: object, problems: list[Exception]) -> list[object]:
+        """What the plugin's hook returns, or yields before it raises."""
+        impls = getattr(self._manager.hook, hook).get_hookimpls()
+        own = (impl.function for impl in impls if impl.plugin is plugin)
+        return [item for function in own for item in returned(hook, function, problems)]
 
     def _register(self, plugin: object, name: str) -> None:
         if name in BUILTINS or self._owner(name) is not None:
             raise ValueError(f"name: the plugin name {name!r} is taken")
-        record, backends, problems = self._admit(plugin, PluginRecord(name, "", ""))
+        record, brought, problems = self._admit(plugin, PluginRecord(name, "", ""))
         if problems:
             if record.state == "loaded":
                 self._manager.unregister(plugin)
-            raise type(problems[0])(f"{record}: {_reason(problems)}") from problems[0]
-        self._change((*self.plugins, record), {**self.backends, **backends})
+            raise type(problems[0])(f"{record}: {reason(problems)}") from problems[0]
+        self._change((*self.plugins, record), self._brought.plus(brought))
 
     def _unregister(self, name: str) -> None:
         if name in BUILTINS:
@@ -259,14 +288,14 @@ class Registry:
             known = ", ".join(sorted(loaded)) or "none"
             raise ValueError(f"name: no plugin {name!r} is loaded; third parties loaded: {known}")
         self._manager.unregister(name=name)
-        self._change(
-            tuple(r for r in self.plugins if r is not record),
-            {key: value for key, value in self.backends.items() if key not in record.backends},
-        )
+        others = tuple(r for r in self.plugins if r is not record)
+        self._change(others, self._brought.without(record))
 
-    def _change(self, plugins: tuple[PluginRecord, ...], backends: Mapping[str, Backend]) -> None:
+    def _change(self, plugins: tuple[PluginRecord, ...], brought: Brought) -> None:
         self.plugins = plugins
-        self.backends = MappingProxyType(dict(backends))
+        self._brought = brought
+        self.backends = MappingProxyType(dict(brought.backends))
+        self.cells = MappingProxyType(dict(brought.cells))
         self.generation = next(_generations)
 
 
@@ -367,11 +396,3 @@ def _build() -> tuple[Registry, list[str]]:
     for entry in builtin_entries() + entries:
         problems += built._load(entry, disabled)
     return built, problems + unreadable
-
-
-def _as_problem(error: BaseException) -> Exception:
-    return error if isinstance(error, TypeError | ValueError) else ValueError(describe(error))
-
-
-def _reason(problems: list[Exception]) -> str:
-    return "; ".join(str(problem) for problem in problems)

@@ -1,4 +1,4 @@
-"""What `RNN` and `LSTM` share: the parameters, their names and memory, and the call itself."""
+"""What `RNN`, `LSTM` and `GRU` share: parameters, their names and memory, and the call itself."""
 
 # mypy: allow-untyped-calls
 # (nn.Module's own protocol and torch's cuDNN helpers are not annotated)
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn.calls import make_request, run
+from fastrnn.cell import cell_of
 from fastrnn.checks import check_type
 from fastrnn.dispatch import AUTO, decide, parse_names
 from fastrnn.masks import check_combination
@@ -38,12 +39,13 @@ OPTIONS = {
     "error_clip": None,
 }
 """What torch's layers do not have, and the values that leave it off."""
+_CUDNN_MODES = ("LSTM", "GRU", "RNN_TANH", "RNN_RELU")
 DERIVED = ("_spec", "_weight_names", "_options")
 """Attributes that follow from the others, and so are neither pickled nor handed on."""
 
 
 class Recurrent(nn.Module):
-    """Base of `RNN` and `LSTM`; they add the signatures and the documentation."""
+    """Base of `RNN`, `LSTM`, `GRU` and `CellRNN`, which add signatures and documentation."""
 
     mode: str
     input_size: int
@@ -157,7 +159,7 @@ class Recurrent(nn.Module):
     def _checked_options(self, **changed: object) -> Options:
         """The options as they are, or would be with those that are given."""
         values = {name: getattr(self, name) for name in OPTIONS} | changed
-        return options(**values, has_cell_state=self.mode == "LSTM")
+        return options(**values, has_cell_state=cell_of(self.mode.lower()).has_pair)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "backend":
@@ -203,11 +205,11 @@ class Recurrent(nn.Module):
         Done when the module is made, moved or given another parameter; call it again only after
         the parameters' memory was replaced otherwise, as `copy.deepcopy` does. Without it, cuDNN
         copies the weights in every call, and torch warns. Does nothing where cuDNN cannot run
-        the layer: off CUDA, for other dtypes than half, float and double, for a sigmoid RNN, and
-        for parameters that share memory or are sharded (FSDP2), also while they are gathered.
+        the layer: off CUDA, for other dtypes than half, float and double, for cells that torch has
+        not, and for parameters that share memory or are sharded (FSDP2), also while gathered.
         """
         weights = [getattr(self, name, None) for name in self._weight_names]
-        if self.mode != "RNN_SIGMOID" and all(_is_for_cudnn(weight) for weight in weights):
+        if self.mode in _CUDNN_MODES and all(_is_for_cudnn(weight) for weight in weights):
             _flatten(self.mode, self._spec, self.batch_first, cast("list[Tensor]", weights))
 
     def reset_parameters(self) -> None:
@@ -344,6 +346,7 @@ def _parameter_names(spec: Spec) -> tuple[str, ...]:
     kinds = ["weight_ih", "weight_hh"]
     kinds += ["bias_ih", "bias_hh"] if spec.bias else []
     kinds += ["weight_hr"] if spec.proj_size else []
+    kinds += ["weight_cell"] if cell_of(spec.cell).weights else []
     return tuple(
         f"{kind}_l{layer}{suffix}"
         for layer in range(spec.num_layers)
@@ -362,6 +365,8 @@ def _parameter_shape(spec: Spec, name: str) -> tuple[int, ...]:
         return (rows, spec.state_size)
     if kind == "weight_hr":
         return (spec.proj_size, spec.hidden_size)
+    if kind == "weight_cell":
+        return (cell_of(spec.cell).weights, spec.hidden_size)
     return (rows,)
 
 

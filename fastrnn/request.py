@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from fastrnn.cell import BUILTIN, cell_of
+
 if TYPE_CHECKING:
     import torch
 
-GATES = {"lstm": 4, "rnn_tanh": 1, "rnn_relu": 1, "rnn_sigmoid": 1}
-"""Rows of the weights per hidden unit, by cell name; the keys are the cells fastrnn knows."""
+GATES = {cell.name: cell.gates for cell in BUILTIN.values()}
+"""Rows of the weights per hidden unit, by cell name, of the cells that every backend knows."""
 
 
 OPTIONS = ("resets", "all_states", "recurrent_dropout", "zoneout", "error_clip")
@@ -29,13 +31,13 @@ class Spec(NamedTuple):
 
     @property
     def gates(self) -> int:
-        """Rows of the weights per hidden unit: 4 for an LSTM, 1 for an Elman RNN."""
-        return GATES[self.cell]
+        """Rows of the weights per hidden unit: 4 for an LSTM, 1 for an Elman RNN, 3 for a GRU."""
+        return cell_of(self.cell).parameter_rows
 
     @property
     def has_cell_state(self) -> bool:
         """Whether the state is a pair (h, c)."""
-        return self.cell == "lstm"
+        return cell_of(self.cell).has_pair
 
     @property
     def state_size(self) -> int:
@@ -56,7 +58,7 @@ class Request(NamedTuple):
     """
 
     cell: str
-    """One of `GATES`."""
+    """The name of a `fastrnn.cell.Cell`: one of `GATES`, or a plugin's."""
     seq_len: int | None
     """T, in steps; None while `compiling`, so that no graph is specialised on it."""
     batch: int | None
@@ -106,8 +108,8 @@ class Request(NamedTuple):
 
     @property
     def gates(self) -> int:
-        """Rows of the weights per hidden unit."""
-        return GATES[self.cell]
+        """Rows of the weights per hidden unit, as a module holds them."""
+        return cell_of(self.cell).parameter_rows
 
     @property
     def state_size(self) -> int:
@@ -123,10 +125,11 @@ class Request(NamedTuple):
     def stacks_plainly(self) -> bool:
         """Whether there are several layers, each of which takes all of what the one below made.
 
-        Step by step as it is made: nothing is done in between, and no layer runs backwards.
+        Step by step as it is made: nothing is done in between, and no layer runs backwards. Of the
+        cells that every backend knows.
         """
         between = self.bidirectional or self.dropout or self.proj_size or self.varlen
-        otherwise = self.recompute or self.options or self.transformed
+        otherwise = self.recompute or self.options or self.transformed or self.cell not in GATES
         return self.num_layers > 1 and not (between or otherwise)
 
     @property

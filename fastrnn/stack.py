@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import checks, masks, regularisers
 from fastrnn.backend import Layer
+from fastrnn.cell import Cell, cell_of
 from fastrnn.ops import layer_forward
 
 if TYPE_CHECKING:
@@ -126,6 +127,7 @@ def run(
         The output is (T, B, directions * P); with `final_only` it is whatever the last layer
         returns there.
     """
+    cell = cell_of(spec.cell)
     per_group = len(weights) // (spec.num_layers * spec.directions)
     if at_once > 1 and save and not _alike(weights, per_group):
         at_once = 1
@@ -134,8 +136,14 @@ def run(
         layers = min(at_once, spec.num_layers - first_layer)
         first, groups = first_layer * spec.directions, layers * spec.directions
         own = weights[first * per_group : (first + groups) * per_group]
-        # the same kind of weight of every group, (G, ...)
-        weights_ih = own[::per_group]
+        # the same kind of weight of every group
+        weights_ih, weights_hh, biases = zip(
+            *(
+                _as_layer(cell, own[slot : slot + per_group], spec.bias)
+                for slot in range(0, len(own), per_group)
+            ),
+            strict=True,
+        )
         states = [state[first : first + groups] for state in hx]
         reverse = (False, True) if spec.bidirectional else (False,) * layers
         is_last = first_layer + layers == spec.num_layers
@@ -145,10 +153,10 @@ def run(
                 cell=spec.cell,
                 x=x,
                 weight_ih=_stack(weights_ih[:1] if layers > 1 else weights_ih),
-                weight_hh=_stack(own[1::per_group]),
-                bias=_summed_bias(own, per_group) if spec.bias else None,
+                weight_hh=_stack(weights_hh),
+                bias=_stack(biases) if spec.bias else None,
                 h0=states[0],
-                c0=states[1] if len(states) == 2 else None,
+                c0=states[-1] if cell.has_cell_state else None,
                 weight_hr=_stack(own[per_group - 1 :: per_group]) if spec.proj_size else None,
                 lengths=lengths,
                 reverse=reverse,
@@ -160,9 +168,10 @@ def run(
                 resets=resets,
                 recurrent_mask=noise.recurrent_mask,
                 zoneout_h=noise.zoneout_h,
-                zoneout_c=noise.zoneout_c,
+                zoneout_c=noise.zoneout_h if cell.c_is_h else noise.zoneout_c,
                 error_clip=options.error_clip,
-                all_states=options.all_states,
+                all_states=options.all_states and not cell.c_is_h,
+                cell_weight=_stack(own[per_group - 1 :: per_group]) if cell.weights else None,
             ),
             backend,
         )
@@ -170,7 +179,7 @@ def run(
         if dropout and not is_last:
             x = torch.nn.functional.dropout(x, dropout, training=True)
         h_n.append(h_last)
-        if c_last is not None:
+        if c_last is not None and not cell.c_is_h:
             c_n.append(c_last)
         if options.all_states:
             every_h.append(output.permute(2, 0, 1, 3))
@@ -191,17 +200,19 @@ def _alike(weights: Sequence[Tensor], per_group: int) -> bool:
     return all(len(set(wanted[kind::per_group])) == 1 for kind in range(per_group))
 
 
-def _summed_bias(own: Sequence[Tensor], per_group: int) -> Tensor:
-    """b_ih + b_hh of every group, (G, K*H).
+def _as_layer(
+    cell: Cell, own: Sequence[Tensor], bias: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """W_ih (K*H, I), W_hh (K*H, P) and b_ih + b_hh (K*H,) of one layer and direction.
 
-    Added before they are stacked: the gradients of a sum of stacked biases would be two views of
-    one memory, and whoever scales or clips gradients in place would do so twice.
+    The biases are added before they are stacked: the gradients of a sum of stacked biases would be
+    two views of one memory, and whoever scales or clips gradients in place would do so twice.
     """
-    pairs = zip(own[2::per_group], own[3::per_group], strict=True)
-    return _stack([b_ih + b_hh for b_ih, b_hh in pairs])
+    b_ih, b_hh = own[2:4] if bias else (None, None)
+    return cell.as_layer(own[0], own[1], b_ih, b_hh)
 
 
-def _stack(per_group: Sequence[Tensor]) -> Tensor:
+def _stack(per_group: Sequence[Any]) -> Tensor:
     return per_group[0].unsqueeze(0) if len(per_group) == 1 else torch.stack(tuple(per_group))
 
 

@@ -76,6 +76,8 @@ class Stepper:
 
     def __init__(self, layer: LSTM | RNN, batch: int = 1) -> None:
         spec = one_direction(layer, "and there are none yet")
+        if spec.cell not in _STEPS:
+            raise TypeError(f"layer should be a fastrnn.RNN or LSTM, got: {type(layer).__name__}")
         if not isinstance(batch, int) or isinstance(batch, bool):
             raise TypeError(f"batch should be of type int, got: {type(batch).__name__}")
         if batch < 1:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from fastrnn import bench, measured
-from fastrnn.bench_cases import Case, request_for
+from fastrnn.bench_cases import request_for
 from fastrnn.discovery import describe
 from fastrnn.dispatch import clear_decisions, decide
 from fastrnn.plugins import registry
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from fastrnn.benchmark import Case
     from fastrnn.request import Decision
 
 

@@ -12,24 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fastrnn.cell import cell_of
 from fastrnn.products import project
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from torch import Tensor
 
     from fastrnn.backend import Layer
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "rnn_tanh": torch.tanh,
-    "rnn_relu": torch.relu,
-    "rnn_sigmoid": torch.sigmoid,
-}
-
 
 def run(layer: Layer) -> tuple[Tensor, ...]:
-    """Output (T, B, G, P), h_n (G, B, P) and, for an LSTM, c_n (G, B, H) and cells (T, B, G, H).
+    """Output (T, B, G, P), h_n (G, B, P) and, with a cell state, c_n (G, B, H), cells (T, B, G, H).
 
     Of chained groups the output is that of the last, (T, B, 1, P).
     """
@@ -136,9 +131,8 @@ def _mixed(kept: Tensor, before: Tensor, new: Tensor) -> Tensor:
 
 
 def _step(layer: Layer, a: Tensor, c: Tensor | None, g: int) -> tuple[Tensor, Tensor | None]:
-    if c is None:
-        return _ACTIVATIONS[layer.cell](a), None
-    a_i, a_f, a_g, a_o = a.chunk(4, 1)
-    c = a_f.sigmoid() * c + a_i.sigmoid() * a_g.tanh()
-    h = a_o.sigmoid() * c.tanh()
-    return (h if layer.weight_hr is None else h @ layer.weight_hr[g].mT), c
+    weights = () if layer.cell_weight is None else layer.cell_weight[g].unbind(0)
+    before = a.new_zeros(()) if c is None else c
+    h, c_new = cell_of(layer.cell).step(a.chunk(layer.gates, 1), before, weights)
+    h = h if layer.weight_hr is None else h @ layer.weight_hr[g].mT
+    return h, None if c is None else c_new

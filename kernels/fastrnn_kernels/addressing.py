@@ -51,6 +51,16 @@ def load_gates(ptrs, mask, K: tl.constexpr, H: tl.constexpr):
 
 
 @triton.jit
+def load_cell_weights(cell_weight, g, units, H: tl.constexpr, Q: tl.constexpr, ACC: tl.constexpr):
+    """Q tiles (1, UNITS) of a group's (Q, H), in ACC."""
+    tiles = ()
+    for q in tl.static_range(Q):
+        tile = tl.load(cell_weight + (g * Q + q) * H + units, mask=units < H, other=0.0)
+        tiles = tiles + (tile.to(ACC)[None, :],)
+    return tiles
+
+
+@triton.jit
 def store_gates(ptrs, tiles, mask, K: tl.constexpr, H: tl.constexpr):
     """Store K tiles where load_gates would find them, rounded to memory's dtype."""
     for q in tl.static_range(K):

@@ -13,7 +13,7 @@ import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from . import table
-from .cells import CELLS
+from .arguments import cell_of
+from .cells import CELLS, Cell
 from .configs import TARGET_LIMITS, Direction, LaunchConfig, Problem, Regime
 from .plan import REGIMES, plan, reason_against
 from .sweep import KERNELS, constants, problem_of
@@ -56,7 +57,7 @@ class Spec:
     """One kernel to compile: what `launch.py` would ask for, given these sizes.
 
     Attributes:
-        cell: name in `CELLS`.
+        cell: name in `CELLS`, or another `Cell`.
         direction: "forward" or "backward".
         dtype: key of `DTYPES`.
         H: hidden units.
@@ -70,7 +71,7 @@ class Spec:
         clip: bound on gate gradients (backward), or 0.
     """
 
-    cell: str
+    cell: str | Cell
     direction: Direction
     dtype: str
     H: int
@@ -85,7 +86,7 @@ class Spec:
 
     def __str__(self) -> str:
         """As a test id: ``lstm-forward-bf16-H512-B16-grid``."""
-        parts = [self.cell, self.direction, self.dtype, f"H{self.H}", f"B{self.B}"]
+        parts = [cell_of(self.cell).name, self.direction, self.dtype, f"H{self.H}", f"B{self.B}"]
         parts += [self.precision] if self.dtype == "fp32" else []
         parts += [f"L{self.layers}"] if self.layers > 1 else []
         parts += ["marked"] if self.marked else []
@@ -97,9 +98,8 @@ class Spec:
     def problem(self) -> Problem:
         """The sizes that a configuration depends on."""
         dtype = DTYPES[self.dtype]
-        cell = CELLS[self.cell]
         return problem_of(
-            cell, self.direction, self.H, self.B, self.layers, dtype, self.precision,
+            cell_of(self.cell), self.direction, self.H, self.B, self.layers, dtype, self.precision,
             chained=self.layers > 1,
         )  # fmt: skip
 
@@ -159,8 +159,25 @@ def specs(
                     yield Spec(cell, direction, dtype, H, B, precision, regime=regime)
 
 
-def gate() -> Iterator[Spec]:
-    """The kernels whose figures are recorded: what sizes, dtypes, cells and regimes can change.
+def gate() -> dict[str, list[Spec]]:
+    """The kernels whose figures are recorded, by target.
+
+    All of them for sm_90; of the others each has every third, starting at another.
+    """
+    kernels = list(_kernels())
+    others = [target for target in GPU_TARGETS if target != "sm_90"]
+    return {
+        target: [
+            spec
+            for spec in (kernels if target == "sm_90" else kernels[others.index(target) :: 3])
+            if fits(spec, target)
+        ]
+        for target in GPU_TARGETS
+    }
+
+
+def _kernels() -> Iterator[Spec]:
+    """What sizes, dtypes, cells and regimes can change.
 
     Step regime: odd H (masks, narrow loads), tiles from the smallest to the largest (H = 4096, B =
     1024 gives every multiprocessor plenty), ordinary cores (ieee) and tensor cores, with the
@@ -262,7 +279,7 @@ def compile_spec(spec: Spec, target: str, *, debug: bool = False) -> Report:
     limits = TARGET_LIMITS[target]
     config = plan(spec.problem, limits, spec.regime).config
     compile_time = constants(
-        CELLS[spec.cell],
+        cell_of(spec.cell),
         spec.H,
         DTYPES[spec.dtype],
         config,
@@ -274,6 +291,8 @@ def compile_spec(spec: Spec, target: str, *, debug: bool = False) -> Report:
         clip=spec.clip,
     )
     compile_time["ALIGN"] = min(16, spec.H & -spec.H)
+    if not spec.from_table and not compile_time["Q"]:
+        compile_time["cell_weight"] = None
     if spec.from_table:
         kernel = _TABLE_KERNELS[spec.direction]
         compile_time["DTYPE"] = getattr(triton.language, _TRITON_NAMES[spec.dtype])
@@ -355,13 +374,11 @@ def _cuobjdump(cubin: bytes, option: str) -> str:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-def record(path: Path) -> None:
-    """Compile what `gate` names for every target and write its figures as JSON."""
+def record(path: Path, chosen: Mapping[str, Iterable[Spec]]) -> None:
+    """Compile the kernels chosen for each target and write their figures as JSON."""
     figures = {
-        target: {
-            str(spec): compile_spec(spec, target).figures() for spec in gate() if fits(spec, target)
-        }
-        for target in GPU_TARGETS
+        target: {str(spec): compile_spec(spec, target).figures() for spec in kernels}
+        for target, kernels in chosen.items()
     }
     rows = [
         f' "{target}": {{\n'
@@ -382,7 +399,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     chosen = parser.parse_args(arguments)
     if chosen.record:
-        record(chosen.record)
+        record(chosen.record, gate())
         return 0
     header = f"{'kernel':<46} {'warps':>5} {'smem':>7} {'regs':>4} {'spill':>5} {'instr.':>6}"
     header += f" {'seconds':>7}  blocks"

@@ -108,6 +108,19 @@ def chain(
         raise ValueError(f"reverse: expected one direction for chained groups, got {list(reverse)}")
 
 
+def expect_cell_weight(
+    cell: Cell, cell_weight: Tensor | None, G: int, H: int, like: Tensor, chained: bool
+) -> None:
+    """Refuse weights that are not the cell's own, (G, Q, H)."""
+    if cell_weight is None and not cell.weights:
+        return
+    if not cell.weights:
+        raise ValueError(f"cell_weight: expected None, {cell.name} has none, got a tensor")
+    if chained:
+        raise ValueError(f"weight_chain: expected None, {cell.name} has weights of its own")
+    expect("cell_weight", cell_weight, (G, cell.weights, H), like, contiguous=True)
+
+
 def expect_ends(
     lengths: Tensor | None, resets: Tensor | None, T: int, B: int, device: torch.device
 ) -> None:

@@ -10,20 +10,24 @@ memory layout, batch tiles or launches. Two jitted functions define it:
 ``grad(h, gates, c, c_prev, dh, dc) -> (d_pre, dc_prev)``
     with what ``step`` saw and made, and the gradients that reach h and c; d_pre is K tiles.
 
+A cell with Q weights a unit of its own, beside W_ih, W_hh and biases, gets them as one argument
+more of either, last: a tuple of Q tiles (1, UNITS).
+
 A cell without a cell state gets zeros for every c, returns what it got, and saves nothing but h:
 its ``grad`` must not use gates, c or c_prev. A cell with one has gates and c saved for it.
 c is carried in the accumulation dtype from step to step, so a cell whose h feeds back point-wise
 (a GRU: K = 4 with r, z and the two halves of n, h = c = (1 - z) n + z c_prev) is written the same
-way, and a new cell is two such functions and one line in ``CELLS``.
+way. A new cell is two such functions: pass the `Cell` in place of a name.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
 
 @triton.jit
@@ -110,6 +114,9 @@ def rnn_sigmoid_grad(h, gates, c, c_prev, dh, dc):
     return (dh * h * (1.0 - h),), dc
 
 
+WeightGrad = Callable[[tuple[Tensor, ...], tuple[Tensor, ...], Tensor, Tensor], tuple[Tensor, ...]]
+
+
 @dataclass(frozen=True)
 class Cell:
     """What the kernels need to know of a recurrent cell.
@@ -120,6 +127,10 @@ class Cell:
         has_cell_state: carries c beside h, and saves gates and c for the backward pass.
         step: jitted point-wise step (see the module docstring).
         grad: jitted gradient of the step.
+        weights: Q, weights of its own per hidden unit.
+        weight_grad: ``weight_grad(d_pre, gates, c, c_prev) -> Q tensors``, all of them (T, B, H) in
+            the accumulation dtype, K each of d_pre and gates: the gradient of each weight at each
+            step, for the caller to sum. In torch's operations; of a cell with weights.
     """
 
     name: str
@@ -127,6 +138,8 @@ class Cell:
     has_cell_state: bool
     step: Any
     grad: Any
+    weights: int = 0
+    weight_grad: WeightGrad | None = None
 
 
 CELLS: Mapping[str, Cell] = MappingProxyType(

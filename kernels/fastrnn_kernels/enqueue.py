@@ -34,6 +34,7 @@ def enqueue(
     directions: Sequence[bool],
     links: tuple[Tensor, ...],
     ends: tuple[Tensor | None, Tensor | None],
+    cell_weight: Tensor | None,
     flags: dict[str, Any],
     precision: Precision,
     regime: Regime | Literal["auto"],
@@ -43,7 +44,8 @@ def enqueue(
     """Make a sweep of checked tensors and run it.
 
     ``strided``: the one with strides of its own; ``links``: what groups are chained by; ``ends``:
-    lengths and resets; ``flags``: what else `constants` takes.
+    lengths and resets; ``cell_weight``: (G, Q, H), if the cell has some; ``flags``: what else
+    `constants` takes.
     """
     T, B, G, H = shape
     output = tensors[5]
@@ -88,22 +90,23 @@ def enqueue(
     # Triton launches on the current device, which need not be that of the tensors.
     on_gpu = output.device.type == "cuda"
     with torch.cuda.device(output.device) if on_gpu else contextlib.nullcontext():
-        marks = marks_of(*ends, T, B)
+        given = (*tensors, marks_of(*ends, T, B))
         sweep = Sweep(
             problem,
             T,
             # A kernel never follows the pointers of arguments that its constants say it has not.
-            tuple(output if tensor is None else tensor for tensor in (*tensors, marks)),
+            tuple(output if tensor is None else tensor for tensor in given),
             direction_bits(directions),
             (strides[0] // align, strides[1] // align, strides[2] // align),
             constants(
                 cell, H, output.dtype, config, direction,
                 precision=precision, align=align, chained=chained,
-                marked=marks is not None, **flags,
+                marked=given[-1] is not None, **flags,
             ),
             config,
             limits,
             links,
+            cell_weight,
         )  # fmt: skip
         use_graph = launch == "graph"
         if launch == "auto" and config.regime == "step":

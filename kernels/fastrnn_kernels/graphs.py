@@ -45,7 +45,7 @@ _lock = threading.Lock()
 def reason_against(sweep: Sweep) -> str | None:
     """Why this sweep cannot go through a graph, or None if it can."""
     device = sweep.tensors[0].device
-    if any(tensor.data_ptr() % POINTER_ALIGNMENT for tensor in sweep.tensors):
+    if any(pointer % POINTER_ALIGNMENT for pointer in _pointers(sweep)):
         return f"a tensor does not start at a multiple of {POINTER_ALIGNMENT} bytes"
     if INTERPRETED:
         return None
@@ -61,8 +61,6 @@ def run(sweep: Sweep) -> None:
     """Enqueue all steps of a sweep on the current stream. The interpreter replays node by node."""
     device = sweep.tensors[0].device
     stream = None if INTERPRETED else torch.cuda.current_stream(device)
-    pointers = [tensor.data_ptr() for tensor in sweep.tensors]
-    pointers += [0] * (kernels.MAX_POINTERS - len(pointers))
     with _lock:
         graph = _find_or_capture(sweep, stream)
         kernels.fill_table[(1,)](
@@ -72,11 +70,17 @@ def run(sweep: Sweep) -> None:
             sweep.problem.G,
             sweep.reverse,
             *sweep.strides,
-            *pointers,
+            *_pointers(sweep),
             num_warps=1,
         )
         for _ in range(-(-sweep.T // STEPS_PER_GRAPH)):
             graph.replay()
+
+
+def _pointers(sweep: Sweep) -> list[int]:
+    """The addresses of a step kernel's tensors, in its order."""
+    own = sweep.cell_weight
+    return [*(t.data_ptr() for t in sweep.tensors), 0 if own is None else own.data_ptr()]
 
 
 def clear() -> None:

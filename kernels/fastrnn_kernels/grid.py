@@ -25,6 +25,7 @@ import triton.language as tl
 from .addressing import (
     add_gates,
     load_cell,
+    load_cell_weights,
     load_gates,
     output_rows,
     split_gates,
@@ -134,6 +135,7 @@ def forward_grid(
     cells,  # (T, B, G, H), written if SAVE
     gates,  # (T, B, G, K*H), written if SAVE: the activated gates
     marks,  # (T, B) uint8, read if MARKED; see `marks.py`
+    cell_weight,  # (G, Q, H), read if Q: weights of the cell's own
     weight_chain,  # (G-1, K*H, H), read if CHAIN: of the h of group g - 1, in group g
     bias_chain,  # (G-1, K*H), read if CHAIN; gates_x is of group 0 then, (T, B, 1, K*H)
     counters,  # (G, cdiv(B, BLOCK_B), COUNTER_STRIDE) int32, zero
@@ -149,6 +151,7 @@ def forward_grid(
     STEP: tl.constexpr,
     H: tl.constexpr,
     K: tl.constexpr,
+    Q: tl.constexpr,
     CELL_STATE: tl.constexpr,
     SAVE: tl.constexpr,
     KEEP: tl.constexpr,
@@ -212,6 +215,8 @@ def forward_grid(
             ACC,
             UPCAST,
         )
+    if Q:
+        of_cell = load_cell_weights(cell_weight, g, units, H, Q, ACC)
     for t in range(t_begin, t_end):
         tau, forwards = time_position(t, g, T, reverse)
         arrivals = (t - t_begin) * tiles_h
@@ -283,7 +288,10 @@ def forward_grid(
                 UPCAST,
             )
             pre = add_gates(split_gates(acc, K, BLOCK_B, BLOCK_H), x, K, ACC)
-            h_new, c, activated = STEP(pre, c)
+            if Q:
+                h_new, c, activated = STEP(pre, c, of_cell)
+            else:
+                h_new, c, activated = STEP(pre, c)
 
             h_new = h_new.to(output.dtype.element_ty)
             if MARKED:

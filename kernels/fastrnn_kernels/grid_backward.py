@@ -20,7 +20,7 @@ interpreter, where nobody can wait, 1 or 2. Constants are those of `step.py`.
 import triton
 import triton.language as tl
 
-from .addressing import clipped, in_acc, store_gates, time_position
+from .addressing import clipped, in_acc, load_cell_weights, store_gates, time_position
 from .exchange import COUNTER_STRIDE, arrive, wait
 from .grid import pieces, product
 from .marks import load_dc, load_link, load_marks, only_alive, store_dc
@@ -61,6 +61,7 @@ def backward_grid(
     d_cells,  # (T, B, G, H), contiguous: dL/dcells; read if HAS_D_CELLS
     d_gates,  # (T, B, G, K*H), written: dL/dgates_x
     marks,  # (T, B) uint8, read if MARKED; see `marks.py`
+    cell_weight,  # (G, Q, H), read if Q: weights of the cell's own
     weight_chain,  # (G-1, K*H, H), read if CHAIN; d_output is of the last group, (T, B, 1, H)
     parts,  # (G, cdiv(B, BLOCK_B), tiles_h, SPLITS, BLOCK_B, COLS) in ACC; not used if SPLITS is 1
     counters,  # (G, cdiv(B, BLOCK_B), 1 + tiles_h, COUNTER_STRIDE) int32, zero
@@ -76,6 +77,7 @@ def backward_grid(
     GRAD: tl.constexpr,
     H: tl.constexpr,
     K: tl.constexpr,
+    Q: tl.constexpr,
     CELL_STATE: tl.constexpr,
     HAS_D_OUTPUT: tl.constexpr,
     HAS_D_H_N: tl.constexpr,
@@ -135,6 +137,8 @@ def backward_grid(
         ACC,
         UPCAST,
     )
+    if Q:
+        of_cell = load_cell_weights(cell_weight, g, units, H, Q, ACC)
     begin, end = done_begin, done_end
     if CHAIN:
         chained = g < G - 1
@@ -260,7 +264,11 @@ def backward_grid(
                     dc = load_dc(carry, state_offsets, unit_tile, states, link, last, MARKED)
                 if HAS_D_CELLS:
                     dc += d_cell.to(ACC)
-                d_pre, dc = GRAD(h.to(ACC), in_acc(activated, K, ACC), c, c_prev.to(ACC), dh, dc)
+                h, activated, c_prev = h.to(ACC), in_acc(activated, K, ACC), c_prev.to(ACC)
+                if Q:
+                    d_pre, dc = GRAD(h, activated, c, c_prev, dh, dc, of_cell)
+                else:
+                    d_pre, dc = GRAD(h, activated, c, c_prev, dh, dc)
                 d_pre = clipped(d_pre, K, CLIP)
                 if MARKED:
                     d_pre = only_alive(d_pre, alive, K)

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from .arguments import cell_of, chain, expect, expect_ends, sizes, supported
+from .arguments import cell_of, chain, expect, expect_cell_weight, expect_ends, sizes, supported
 from .arguments import directions as all_directions
 from .cells import Cell
 from .configs import LaunchConfig, Regime
@@ -60,6 +60,7 @@ def forward(
     h0: Tensor,
     c0: Tensor | None = None,
     *,
+    cell_weight: Tensor | None = None,
     weight_chain: Tensor | None = None,
     bias_chain: Tensor | None = None,
     lengths: Tensor | None = None,
@@ -91,6 +92,7 @@ def forward(
         weight_hh: (G, K*H, H), contiguous.
         h0: (G, B, H), the state before the first step.
         c0: (G, B, H) for a cell with cell state, else None.
+        cell_weight: (G, Q, H) for a cell with weights of its own, else None.
         weight_chain: (G-1, K*H, H), contiguous, G at least 2, to chain the groups.
         bias_chain: (G-1, K*H), all biases of groups 1 and up; None for zeros.
         lengths: (B,) int64, steps of each row, within 0 and T; None: all have T. The output is zero
@@ -126,6 +128,7 @@ def forward(
         expect("c0", c0, (G, B, H), gates_x)
     elif c0 is not None:
         raise ValueError(f"c0: expected None, {cell.name} has no cell state")
+    expect_cell_weight(cell, cell_weight, G, H, gates_x, chained)
     directions = all_directions(reverse, G)
     expect_ends(lengths, resets, T, B, gates_x.device)
     links: tuple[Tensor, ...] = ()
@@ -165,6 +168,7 @@ def forward(
         directions,
         links,
         (lengths, resets),
+        cell_weight,
         {"save": save, "keep": keep_output},
         precision,
         regime,
@@ -182,6 +186,7 @@ def backward(
     cells: Tensor | None = None,
     c0: Tensor | None = None,
     *,
+    cell_weight: Tensor | None = None,
     weight_chain: Tensor | None = None,
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
@@ -212,6 +217,8 @@ def backward(
         gates: (T, B, G, K*H), from `forward`; None for a cell without cell state.
         cells: (T, B, G, H), from `forward`; None for a cell without cell state.
         c0: (G, B, H), as given to `forward`.
+        cell_weight: (G, Q, H), as given to `forward`. Its gradient is left to the caller, like that
+            of other weights: see `Cell.weight_grad`.
         weight_chain: (G-1, K*H, H), as given to `forward`, and so are lengths and resets.
         lengths: see `forward`.
         resets: see `forward`.
@@ -260,6 +267,7 @@ def backward(
     ):
         if value is not None:
             expect(name, value, shape, output)
+    expect_cell_weight(cell, cell_weight, G, H, output, weight_chain is not None)
     directions = all_directions(reverse, G)
     expect_ends(lengths, resets, T, B, output.device)
     if weight_chain is not None:
@@ -305,6 +313,7 @@ def backward(
         directions,
         () if weight_chain is None else (weight_chain,),
         (lengths, resets),
+        cell_weight,
         {
             "has_d_output": d_output is not None,
             "has_d_h_n": d_h_n is not None,
@@ -316,5 +325,6 @@ def backward(
         config,
         launch,
     )
-    d_c0 = None if carry is None else carry[1 if marked else 0].to(output.dtype)
+    # Of its own memory, not a view that keeps all of the carry.
+    d_c0 = None if carry is None else carry[1 if marked else 0].to(output.dtype, copy=marked)
     return BackwardResult(d_gates, d_c0)

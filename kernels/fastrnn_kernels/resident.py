@@ -10,7 +10,7 @@ Constants are those of `step.py`.
 import triton
 import triton.language as tl
 
-from .addressing import add_gates, load_gates, store_gates, time_position
+from .addressing import add_gates, load_cell_weights, load_gates, store_gates, time_position
 from .marks import load_marks
 
 _RUN_TIME = ["T", "B", "G", "reverse", "stride_t", "stride_b", "stride_g"]
@@ -29,6 +29,7 @@ def forward_resident(
     cells,  # (T, B, G, H), written if SAVE
     gates,  # (T, B, G, K*H), written if SAVE: the activated gates
     marks,  # (T, B) uint8, read if MARKED; see `marks.py`
+    cell_weight,  # (G, Q, H), read if Q: weights of the cell's own
     T,
     B,
     G,
@@ -39,6 +40,7 @@ def forward_resident(
     STEP: tl.constexpr,
     H: tl.constexpr,
     K: tl.constexpr,
+    Q: tl.constexpr,
     CELL_STATE: tl.constexpr,
     SAVE: tl.constexpr,
     KEEP: tl.constexpr,
@@ -73,6 +75,8 @@ def forward_resident(
     if CELL_STATE:
         c = tl.load(c0 + state_offsets, mask=unit_tile, other=0.0).to(ACC)
 
+    if Q:
+        of_cell = load_cell_weights(cell_weight, g, units, H, Q, ACC)
     x_ptrs = gates_x + g * (stride_g * ALIGN) + (rows * (stride_b * ALIGN))[:, None]
     x_ptrs += units[None, :]
     tau, forwards = time_position(0, g, T, reverse)
@@ -97,7 +101,10 @@ def forward_resident(
         for q in tl.static_range(K):
             product = tl.dot(h, w[q], input_precision=PRECISION, out_dtype=ACC)
             products = products + (product,)
-        h_new, c, activated = STEP(add_gates(products, x, K, ACC), c)
+        if Q:
+            h_new, c, activated = STEP(add_gates(products, x, K, ACC), c, of_cell)
+        else:
+            h_new, c, activated = STEP(add_gates(products, x, K, ACC), c)
         h = h_new.to(output.dtype.element_ty)  # as rounded as what other regimes read back
         if BLOCK_H != H:
             h = tl.where((units < H)[None, :], h, 0.0)  # where h is infinite, padding is NaN

@@ -9,7 +9,7 @@ with what it holds in shared memory. Constants are those of `step.py`.
 import triton
 import triton.language as tl
 
-from .addressing import clipped, in_acc, store_gates, time_position
+from .addressing import clipped, in_acc, load_cell_weights, store_gates, time_position
 from .marks import load_marks, only_alive
 from .saved import load_step
 
@@ -42,6 +42,7 @@ def backward_resident(
     d_cells,  # (T, B, G, H), contiguous: dL/dcells; read if HAS_D_CELLS
     d_gates,  # (T, B, G, K*H), written: dL/dgates_x
     marks,  # (T, B) uint8, read if MARKED; see `marks.py`
+    cell_weight,  # (G, Q, H), read if Q: weights of the cell's own
     T,
     B,
     G,
@@ -52,6 +53,7 @@ def backward_resident(
     GRAD: tl.constexpr,
     H: tl.constexpr,
     K: tl.constexpr,
+    Q: tl.constexpr,
     CELL_STATE: tl.constexpr,
     HAS_D_OUTPUT: tl.constexpr,
     HAS_D_H_N: tl.constexpr,
@@ -85,6 +87,8 @@ def backward_resident(
             w_q = w_q.to(ACC)
         w = w + (w_q,)
 
+    if Q:
+        of_cell = load_cell_weights(cell_weight, g, units, H, Q, ACC)
     zero = tl.zeros((BLOCK_B, BLOCK_H), dtype=ACC)
     c, dc, dc0 = zero, zero, zero
     d_pre = ()
@@ -154,7 +158,10 @@ def backward_resident(
             c = tl.where(link, c, own.to(ACC))
         if HAS_D_CELLS:
             dc += d_cell.to(ACC)
-        made, dc = GRAD(h.to(ACC), in_acc(activated, K, ACC), c, c_prev, dh, dc)
+        if Q:
+            made, dc = GRAD(h.to(ACC), in_acc(activated, K, ACC), c, c_prev, dh, dc, of_cell)
+        else:
+            made, dc = GRAD(h.to(ACC), in_acc(activated, K, ACC), c, c_prev, dh, dc)
         made = clipped(made, K, CLIP)
         c = c_prev
         if MARKED:

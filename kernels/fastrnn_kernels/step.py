@@ -12,7 +12,8 @@ caller-made tensors come in units of ALIGN elements, which is how the compiler l
 multiples of it, without being specialised on their values: T, B and G never recompile anything.
 
 Constants that all kernels share:
-    H, K: hidden units; gates per unit. ACC: accumulation dtype (float32; float64 for float64).
+    H, K, Q: hidden units; gates, and weights of the cell's own, per unit. ACC: accumulation dtype
+    (float32; float64 for float64).
     PRECISION: input_precision of float32 products. UPCAST: convert operands to ACC before a product
     (the interpreter cannot multiply bfloat16). CELL_STATE: the cell carries c. SAVE: keep what the
     way back needs. KEEP: keep h of every step (SAVE needs it). CLIP: bound on gate gradients, or 0.
@@ -26,6 +27,7 @@ from .addressing import (
     clipped,
     in_acc,
     load_cell,
+    load_cell_weights,
     load_gates,
     output_rows,
     split_gates,
@@ -93,43 +95,13 @@ def accumulate_product(
 
 @triton.jit
 def forward_step(
-    t,
-    g,
-    rows,
-    first_unit,
-    gates_x,
-    weight_hh,
-    h0,
-    c0,
-    carry,
-    output,
-    h_n,
-    c_n,
-    cells,
-    gates,
-    marks,
-    T,
-    B,
-    G,
-    reverse,
-    stride_t,
-    stride_b,
-    stride_g,
-    STEP: tl.constexpr,
-    H: tl.constexpr,
-    K: tl.constexpr,
-    CELL_STATE: tl.constexpr,
-    SAVE: tl.constexpr,
-    KEEP: tl.constexpr,
-    MARKED: tl.constexpr,
-    ACC: tl.constexpr,
-    PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr,
-    ALIGN: tl.constexpr,
-    BLOCK_B: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
+    t, g, rows, first_unit, gates_x, weight_hh, h0, c0, carry, output, h_n, c_n, cells, gates,
+    marks, cell_weight, T, B, G, reverse, stride_t, stride_b, stride_g,
+    STEP: tl.constexpr, H: tl.constexpr, K: tl.constexpr, Q: tl.constexpr,
+    CELL_STATE: tl.constexpr, SAVE: tl.constexpr, KEEP: tl.constexpr, MARKED: tl.constexpr,
+    ACC: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, ALIGN: tl.constexpr,
+    BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
     """One tile of h, c <- STEP(gates_x[tau] + W_hh h, c); arguments: ``forward_kernel``."""
     units = first_unit + tl.arange(0, BLOCK_H)
     cols = first_unit * K + tl.arange(0, K * BLOCK_H)
@@ -173,7 +145,10 @@ def forward_step(
         BLOCK_K,
     )
     pre = add_gates(split_gates(acc, K, BLOCK_B, BLOCK_H), x, K, ACC)
-    h, c, activated = STEP(pre, c)
+    if Q:
+        h, c, activated = STEP(pre, c, load_cell_weights(cell_weight, g, units, H, Q, ACC))
+    else:
+        h, c, activated = STEP(pre, c)
 
     h = h.to(output.dtype.element_ty)
     if MARKED:
@@ -191,45 +166,14 @@ def forward_step(
 
 @triton.jit
 def backward_step(
-    t,
-    g,
-    rows,
-    first_unit,
-    d_output,
-    d_h_n,
-    weight_hh,
-    gates,
-    cells,
-    output,
-    c0,
-    carry,
-    d_cells,
-    d_gates,
-    marks,
-    T,
-    B,
-    G,
-    reverse,
-    stride_t,
-    stride_b,
-    stride_g,
-    GRAD: tl.constexpr,
-    H: tl.constexpr,
-    K: tl.constexpr,
-    CELL_STATE: tl.constexpr,
-    HAS_D_OUTPUT: tl.constexpr,
-    HAS_D_H_N: tl.constexpr,
-    HAS_D_CELLS: tl.constexpr,
-    CLIP: tl.constexpr,
-    MARKED: tl.constexpr,
-    ACC: tl.constexpr,
-    PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr,
-    ALIGN: tl.constexpr,
-    BLOCK_B: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
+    t, g, rows, first_unit, d_output, d_h_n, weight_hh, gates, cells, output, c0, carry,
+    d_cells, d_gates, marks, cell_weight, T, B, G, reverse, stride_t, stride_b, stride_g,
+    GRAD: tl.constexpr, H: tl.constexpr, K: tl.constexpr, Q: tl.constexpr,
+    CELL_STATE: tl.constexpr, HAS_D_OUTPUT: tl.constexpr, HAS_D_H_N: tl.constexpr,
+    HAS_D_CELLS: tl.constexpr, CLIP: tl.constexpr, MARKED: tl.constexpr, ACC: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr, ALIGN: tl.constexpr, BLOCK_B: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
     """One tile of dh = d_output[tau] + d_gates[next] W_hh (+ d_h_n at the last step), then GRAD."""
     units = first_unit + tl.arange(0, BLOCK_H)
     row_mask = rows < B
@@ -289,7 +233,12 @@ def backward_step(
         if MARKED:
             acc = dh + tl.where(link, acc, 0.0)
         dh = acc
-    d_pre, dc = GRAD(h.to(ACC), in_acc(activated, K, ACC), c, c_prev.to(ACC), dh, dc)
+    h, activated, c_prev = h.to(ACC), in_acc(activated, K, ACC), c_prev.to(ACC)
+    if Q:
+        own = load_cell_weights(cell_weight, g, units, H, Q, ACC)
+        d_pre, dc = GRAD(h, activated, c, c_prev, dh, dc, own)
+    else:
+        d_pre, dc = GRAD(h, activated, c, c_prev, dh, dc)
     d_pre = clipped(d_pre, K, CLIP)
     if MARKED:
         d_pre = only_alive(d_pre, alive, K)
@@ -312,6 +261,7 @@ def forward_kernel(
     cells,  # (T, B, G, H), written if SAVE
     gates,  # (T, B, G, K*H), written if SAVE: the activated gates
     marks,  # (T, B) uint8, read if MARKED; see `marks.py`
+    cell_weight,  # (G, Q, H), read if Q: weights of the cell's own
     T,
     B,
     G,
@@ -323,6 +273,7 @@ def forward_kernel(
     STEP: tl.constexpr,
     H: tl.constexpr,
     K: tl.constexpr,
+    Q: tl.constexpr,
     CELL_STATE: tl.constexpr,
     SAVE: tl.constexpr,
     KEEP: tl.constexpr,
@@ -339,9 +290,9 @@ def forward_kernel(
     g, rows, first_unit = tile_of_program(B, H, BLOCK_B, BLOCK_H)
     forward_step(
         t, g, rows, first_unit,
-        gates_x, weight_hh, h0, c0, carry, output, h_n, c_n, cells, gates, marks,
+        gates_x, weight_hh, h0, c0, carry, output, h_n, c_n, cells, gates, marks, cell_weight,
         T, B, G, reverse, stride_t, stride_b, stride_g,
-        STEP, H, K, CELL_STATE, SAVE, KEEP, MARKED, ACC, PRECISION, UPCAST, ALIGN,
+        STEP, H, K, Q, CELL_STATE, SAVE, KEEP, MARKED, ACC, PRECISION, UPCAST, ALIGN,
         BLOCK_B, BLOCK_H, BLOCK_K,
     )  # fmt: skip
 
@@ -360,6 +311,7 @@ def backward_kernel(
     d_cells,  # (T, B, G, H), contiguous: dL/dcells; read if HAS_D_CELLS
     d_gates,  # (T, B, G, K*H), written: dL/dgates_x
     marks,  # (T, B) uint8, read if MARKED; see `marks.py`
+    cell_weight,  # (G, Q, H), read if Q: weights of the cell's own
     T,
     B,
     G,
@@ -371,6 +323,7 @@ def backward_kernel(
     GRAD: tl.constexpr,
     H: tl.constexpr,
     K: tl.constexpr,
+    Q: tl.constexpr,
     CELL_STATE: tl.constexpr,
     HAS_D_OUTPUT: tl.constexpr,
     HAS_D_H_N: tl.constexpr,
@@ -390,8 +343,8 @@ def backward_kernel(
     backward_step(
         t, g, rows, first_unit,
         d_output, d_h_n, weight_hh, gates, cells, output, c0,
-        carry, d_cells, d_gates, marks,
+        carry, d_cells, d_gates, marks, cell_weight,
         T, B, G, reverse, stride_t, stride_b, stride_g,
-        GRAD, H, K, CELL_STATE, HAS_D_OUTPUT, HAS_D_H_N, HAS_D_CELLS, CLIP, MARKED,
+        GRAD, H, K, Q, CELL_STATE, HAS_D_OUTPUT, HAS_D_H_N, HAS_D_CELLS, CLIP, MARKED,
         ACC, PRECISION, UPCAST, ALIGN, BLOCK_B, BLOCK_H, BLOCK_K,
     )  # fmt: skip

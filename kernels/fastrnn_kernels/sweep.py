@@ -94,6 +94,7 @@ def constants(
     shared = {
         "H": H,
         "K": cell.gates,
+        "Q": cell.weights,
         "CELL_STATE": cell.has_cell_state,
         "ACC": TRITON_DTYPES[accumulation_dtype(dtype)],
         # Other dtypes have one way to be multiplied: one variant of the kernel, not three.
@@ -132,6 +133,8 @@ class Sweep:
         config: the launch configuration.
         limits: of the device.
         chain: the tensors by which the groups are chained, in the order of the grid kernels.
+        cell_weight: (G, Q, H) if the cell has weights of its own. None is no argument at all to the
+            compiler, so that other cells' kernels are what they would be without.
     """
 
     problem: Problem
@@ -143,6 +146,7 @@ class Sweep:
     config: LaunchConfig
     limits: DeviceLimits
     chain: tuple[torch.Tensor, ...] = ()
+    cell_weight: torch.Tensor | None = None
 
     @property
     def kernel(self) -> Any:
@@ -173,15 +177,16 @@ def run(sweep: Sweep) -> None:
     sizes = (sweep.T, problem.B, problem.G)
     rest = (sweep.reverse, *sweep.strides)
     launch = sweep.kernel[sweep.grid]
+    tensors = (*sweep.tensors, sweep.cell_weight)
     if config.regime == "step":
         steps = range(sweep.T)
         for t in steps if problem.direction == "forward" else reversed(steps):
-            launch(*sweep.tensors, *sizes, t, *rest, **sweep.constants, **sweep.options)
+            launch(*tensors, *sizes, t, *rest, **sweep.constants, **sweep.options)
         return
     if config.regime == "resident":
-        launch(*sweep.tensors, *sizes, *rest, **sweep.constants, **sweep.options)
+        launch(*tensors, *sizes, *rest, **sweep.constants, **sweep.options)
         return
-    tensors = sweep.tensors + exchanged(sweep)
+    tensors += exchanged(sweep)
     if not INTERPRETED:
         launch(*tensors, *sizes, 0, sweep.T, *rest, **sweep.constants, **sweep.options)
         return

@@ -13,7 +13,7 @@ from .step import backward_step, forward_step, tile_of_program
 STEP_SLOT = 0  # steps done so far, moved on by advance_table
 SIZE_SLOTS = 1  # T, B, G, reverse, stride_t, stride_b, stride_g
 POINTER_SLOTS = 8  # the tensor arguments, in the kernel's order
-MAX_POINTERS = 11
+MAX_POINTERS = 12
 TABLE_SIZE = POINTER_SLOTS + MAX_POINTERS
 
 _UNSPECIALIZED = [f"size{i}" for i in range(7)] + [f"pointer{i}" for i in range(MAX_POINTERS)]
@@ -40,6 +40,7 @@ def fill_table(
     pointer8: tl.int64,
     pointer9: tl.int64,
     pointer10: tl.int64,
+    pointer11: tl.int64,
 ):
     """Write a sweep's arguments, and go back to step 0.
 
@@ -65,6 +66,7 @@ def fill_table(
     tl.store(table + 16, pointer8)
     tl.store(table + 17, pointer9)
     tl.store(table + 18, pointer10)
+    tl.store(table + 19, pointer11)
 
 
 @triton.jit(do_not_specialize=["steps"])
@@ -88,6 +90,7 @@ def forward_from_table(
     STEP: tl.constexpr,
     H: tl.constexpr,
     K: tl.constexpr,
+    Q: tl.constexpr,
     CELL_STATE: tl.constexpr,
     SAVE: tl.constexpr,
     KEEP: tl.constexpr,
@@ -122,6 +125,7 @@ def forward_from_table(
             load_pointer(table, 8, DTYPE),
             load_pointer(table, 9, DTYPE),
             load_pointer(table, 10, tl.uint8),
+            load_pointer(table, 11, DTYPE),
             T,
             B,
             tl.load(table + 3),
@@ -132,6 +136,7 @@ def forward_from_table(
             STEP,
             H,
             K,
+            Q,
             CELL_STATE,
             SAVE,
             KEEP,
@@ -154,6 +159,7 @@ def backward_from_table(
     GRAD: tl.constexpr,
     H: tl.constexpr,
     K: tl.constexpr,
+    Q: tl.constexpr,
     CELL_STATE: tl.constexpr,
     HAS_D_OUTPUT: tl.constexpr,
     HAS_D_H_N: tl.constexpr,
@@ -190,6 +196,7 @@ def backward_from_table(
             load_pointer(table, 8, DTYPE),
             load_pointer(table, 9, DTYPE),
             load_pointer(table, 10, tl.uint8),
+            load_pointer(table, 11, DTYPE),
             T,
             B,
             tl.load(table + 3),
@@ -200,6 +207,7 @@ def backward_from_table(
             GRAD,
             H,
             K,
+            Q,
             CELL_STATE,
             HAS_D_OUTPUT,
             HAS_D_H_N,

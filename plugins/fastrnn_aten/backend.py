@@ -1,4 +1,4 @@
-"""torch's own path: whole stacks through torch.lstm, torch.rnn_tanh and torch.rnn_relu."""
+"""torch's own path: whole stacks through torch.lstm, gru, rnn_tanh and rnn_relu."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from fastrnn.backend import StackCall
+    from fastrnn.backend import Cell, StackCall
     from fastrnn.request import Cost, Request
 
 # torch types these as builtins with one overload; the packed one differs in its arguments
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "lstm": torch.lstm,
+    "gru": torch.gru,
     "rnn_tanh": torch.rnn_tanh,
     "rnn_relu": torch.rnn_relu,
 }
@@ -31,6 +32,10 @@ class AtenBackend(StackBackend):
     name = "aten"
     contract = 1
     summary = "torch's own path: cuDNN, MIOpen, oneDNN, MPS or ATen's loop"
+
+    def runs_cell(self, cell: Cell) -> bool:
+        """Torch has a GRU, too, whose weights are those that a call of a stack brings."""
+        return super().runs_cell(cell) or cell.name in _FUNCTIONS
 
     def can_run(self, request: Request) -> list[str]:
         """Torch has no sigmoid RNN, and takes rows of different lengths only packed."""
@@ -63,7 +68,7 @@ class AtenBackend(StackBackend):
         return cost.estimate(request)
 
     def run(self, call: StackCall) -> tuple[Tensor, ...]:
-        """Call torch as torch.nn.LSTM and torch.nn.RNN do."""
+        """Call torch as torch.nn's layers do."""
         cell, _, _, _, _, _, num_layers, bidirectional, bias, dropout, *_ = call.request
         # cuDNN keeps what its backward pass needs only in training mode; with dropout already 0
         # in eval mode, the flag changes nothing else, so a module in eval mode can be trained

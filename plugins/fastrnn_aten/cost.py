@@ -32,7 +32,7 @@ def estimate(request: Request) -> Cost:
 
 def _cudnn(request: Request) -> Cost:
     """Microseconds a step as published for cuDNN; which algorithm runs is torch's choice."""
-    lstm = request.cell == "lstm"
+    gated = request.cell in ("lstm", "gru")
     persistent = (
         request.dtype == torch.float16
         and request.num_layers * request.directions == 1
@@ -44,12 +44,12 @@ def _cudnn(request: Request) -> Cost:
     )
     if request.dtype == torch.float64 or request.proj_size or request.varlen:
         step, why = 15.0, "standard"
-    elif request.hidden_size <= (192 if lstm else 384):
-        step, why = (1.5 if lstm else 1.0), "small-size persistent"
+    elif request.hidden_size <= (192 if gated else 384):
+        step, why = (1.5 if gated else 1.0), "small-size persistent"
     elif persistent:
         step, why = 2.0, "persistent"
     else:
-        step, why = (10.0 if lstm else 7.0), "standard"
+        step, why = (10.0 if gated else 7.0), "standard"
     passes = 2.6 if request.needs_grad else 1.0
     # the two directions of a layer overlap; layers follow each other
     seconds = 4e-5 + steps(request) * passes * step * 1e-6

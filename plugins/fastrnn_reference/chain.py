@@ -68,7 +68,7 @@ def backward(
         if g > 0:
             x = outputs[:, :, g - 1]
             d_output = input_gradient(below.d_gates, weight_chain[g - 1 : g], x).unsqueeze(2)
-    d_gates, d_h0, d_c0, _ = zip(*made, strict=True)
+    d_gates, d_h0, d_c0, *_ = zip(*made, strict=True)
     return Recurrence(
         torch.cat(d_gates, 2),
         torch.cat(d_h0) if wanted.h0 else None,

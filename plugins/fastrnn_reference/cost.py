@@ -6,6 +6,7 @@ compared with.
 
 from __future__ import annotations
 
+from fastrnn.cell import BUILTIN, cell_of
 from fastrnn.request import Cost, Request
 from fastrnn.roofline import CPU_BYTES, cpu_step, recurrent_weights, rows, steps
 
@@ -13,7 +14,9 @@ CALL, CALL_TRAINING = 60e-6, 300e-6
 STEP, STEP_TRAINING = 3.2e-6, 9.5e-6
 """Seconds of an Elman step beside its product."""
 LSTM_STEP, LSTM_STEP_TRAINING = 15.5e-6, 38e-6
-PASSES, LSTM_PASSES = 1, 6
+CUSTOM_STEP, CUSTOM_STEP_TRAINING = 28e-6, 44e-6
+"""Of a plugin's cell, as a GRU's and that of an LSTM with peepholes."""
+PASSES, LSTM_PASSES, CUSTOM_PASSES = 1, 6, 14
 """Times that training reads or writes an array of all gates that ATen's loop keeps in cache."""
 STREAM = 8e9
 """Bytes a second of such a pass."""
@@ -21,32 +24,45 @@ MARGIN = 1.05
 """Where the estimates are close, torch's path keeps the call: `auto` must not lose to it."""
 LAUNCH = 7e-6
 """Seconds of one small operation on an accelerator, launched from Python."""
-OPERATIONS = {"lstm": (9, 12)}
-"""Operations of a step, forward and backward; an Elman step has 2 and 2."""
+OPERATIONS = {"lstm": (9, 12), "rnn_tanh": (2, 2), "rnn_relu": (2, 2), "rnn_sigmoid": (2, 2)}
+"""Operations of a step, forward and backward."""
+CUSTOM_OPERATIONS = (14, 12)
 
 
 def estimate(request: Request) -> Cost:
     """Steps x (product + fixed part of a step)."""
-    loop, lstm = steps(request) * request.directions, request.cell == "lstm"
+    loop = steps(request) * request.directions
+    fixed, fixed_training, passes = _step_of(request.cell)
     if request.device != "cpu":
-        forward, backward = OPERATIONS.get(request.cell, (2, 2))
+        forward, backward = OPERATIONS.get(request.cell, CUSTOM_OPERATIONS)
         operations = forward * (1 + _replays(request)) + (backward if request.needs_grad else 0)
         return Cost(2e-4 + loop * operations * LAUNCH, f"{operations} small operations a step")
-    product = cpu_step(request)
+    gates = cell_of(request.cell).gates
+    product = cpu_step(request) * gates / request.gates
     if request.needs_grad:
-        step = (LSTM_STEP_TRAINING if lstm else STEP_TRAINING) + 3 * product
-        gates = rows(request) * request.gates * request.hidden_size * request.dtype.itemsize
-        step += _replays(request) * (LSTM_STEP + product)
-        step += (LSTM_PASSES if lstm else PASSES) * gates / STREAM
+        step = fixed_training + 3 * product
+        array = rows(request) * gates * request.hidden_size * request.dtype.itemsize
+        step += _replays(request) * (fixed + product)
+        step += passes * array / STREAM
         # the weights and their gradients pass through the cache once, however short the sequence
         weights = 3 * recurrent_weights(request) * request.num_layers * request.dtype.itemsize
         call = CALL_TRAINING + weights / CPU_BYTES
         why = "hand-written BPTT, weight gradients in one product"
     else:
-        step, call, why = (LSTM_STEP if lstm else STEP) + product, CALL, "a Python step loop"
+        step, call, why = fixed + product, CALL, "a Python step loop"
     return Cost(MARGIN * (call + loop * step), why)
+
+
+def _step_of(cell: str) -> tuple[float, float, int]:
+    """Seconds of a step, forward and in training, and the passes of the latter."""
+    if cell not in BUILTIN:
+        return CUSTOM_STEP, CUSTOM_STEP_TRAINING, CUSTOM_PASSES
+    if BUILTIN[cell].has_cell_state:
+        return LSTM_STEP, LSTM_STEP_TRAINING, LSTM_PASSES
+    return STEP, STEP_TRAINING, PASSES
 
 
 def _replays(request: Request) -> int:
     """Forward passes within the backward pass; Elman steps need none."""
-    return int(request.needs_grad and request.recompute > 0 and request.cell == "lstm")
+    replays = request.cell == "lstm" or request.cell not in BUILTIN
+    return int(request.needs_grad and request.recompute > 0 and replays)

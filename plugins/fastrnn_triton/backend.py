@@ -13,6 +13,7 @@ from fastrnn.backend import LayerOutput, OutputGradients, Recurrence, Recurrence
 from fastrnn.precision import arch_of
 from fastrnn.products import of_first_steps
 from fastrnn_triton import cost, products, search, tuned
+from fastrnn_triton.cells import kernel_cell, reasons_against, weight_gradient
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from fastrnn.backend import Layer, Wanted
+    from fastrnn.backend import Cell, Layer, Wanted
     from fastrnn.request import Cost, Request
     from fastrnn_kernels import LaunchConfig
     from fastrnn_kernels.configs import Direction
@@ -44,6 +45,10 @@ class TritonBackend(RecurrenceBackend):
     options = frozenset({"resets", "all_states", "error_clip"})
     summary = "fused Triton kernels for the time steps and for BPTT; NVIDIA and AMD GPUs"
 
+    def runs_cell(self, cell: Cell) -> bool:
+        """Those that name Triton functions; `can_run` says which do not."""
+        return True
+
     def unavailable(self) -> list[str]:
         """No Triton, or no GPU for it."""
         return _unavailable()
@@ -63,7 +68,7 @@ class TritonBackend(RecurrenceBackend):
             reasons.append(f"dtype is {request.dtype}; needs one of {names}")
         if request.proj_size:
             reasons.append(f"proj_size is {request.proj_size}; projections are not fused")
-        return reasons
+        return reasons + reasons_against(request)
 
     def cost(self, request: Request) -> Cost:
         """See `fastrnn_triton.cost`."""
@@ -94,7 +99,8 @@ class TritonBackend(RecurrenceBackend):
         every_c = layer.all_states and layer.c0 is not None  # which the kernels write if they save
         save = layer.save or every_c
         output, h_n, c_n, gates, cells = _kernels().forward(
-            layer.cell, gates_x, weight_hh.contiguous(), layer.h0, layer.c0,
+            kernel_cell(layer.cell), gates_x, weight_hh.contiguous(), layer.h0, layer.c0,
+            cell_weight=_contiguous(layer.cell_weight),
             weight_chain=_contiguous(layer.weight_chain),
             bias_chain=layer.bias[1:] if chained and layer.bias is not None else None,
             lengths=layer.lengths, resets=layer.resets, reverse=layer.reverse, save=save,
@@ -123,13 +129,15 @@ class TritonBackend(RecurrenceBackend):
         if layer.weight_chain is not None:
             output, *saved = saved
         cells, gates = (None, None) if layer.c0 is None else saved[:2]
+        keeps_gates = wanted.cell_weight  # which its gradient is made of
         made = _kernels().backward(
-            layer.cell, weight_hh.contiguous(), output, gates, cells, layer.c0,
+            kernel_cell(layer.cell), weight_hh.contiguous(), output, gates, cells, layer.c0,
+            cell_weight=_contiguous(layer.cell_weight),
             weight_chain=_contiguous(layer.weight_chain),
             lengths=layer.lengths, resets=layer.resets,
             d_output=grad.output, d_h_n=grad.h_n, d_c_n=grad.c_n,
             d_cells=grad.cells, error_clip=layer.error_clip, reverse=layer.reverse,
-            overwrite=layer.overwrite_saved, precision=layer.precision,
+            overwrite=layer.overwrite_saved and not keeps_gates, precision=layer.precision,
             config=_found("backward", layer),
         )  # fmt: skip
         d_h0 = None
@@ -141,7 +149,10 @@ class TritonBackend(RecurrenceBackend):
             d_h0 = self.matmul(torch.stack(firsts), weight_hh, precision=layer.precision)
             if layer.lengths is not None and grad.h_n is not None:  # rows of no steps hand it on
                 d_h0 += grad.h_n * (layer.lengths == 0).unsqueeze(1)
-        return Recurrence(made.d_gates, d_h0, made.d_c0)
+        d_cell_weight = None
+        if wanted.cell_weight and gates is not None and cells is not None:
+            d_cell_weight = weight_gradient(layer, made.d_gates, gates, cells)
+        return Recurrence(made.d_gates, d_h0, made.d_c0, d_cell_weight=d_cell_weight)
 
 
 def _found(direction: Direction, layer: Layer) -> LaunchConfig | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fastrnn.cell import cell_of
 from fastrnn.precision import arch_of
 from fastrnn.request import Cost
 from fastrnn.roofline import recurrent_weights, rows, steps
@@ -53,7 +54,8 @@ def estimate(request: Request) -> Cost:
     if request.needs_grad and request.recompute:
         # Each chunk has its calls, and those of a cell with gates to save run forward twice.
         runs = -(-steps(request) // steps_of_a_run(request))
-        seconds += 2 * runs * CALL + (forward if request.cell == "lstm" else 0.0)
+        saves_gates = cell_of(request.cell).has_cell_state
+        seconds += 2 * runs * CALL + (forward if saves_gates else 0.0)
     return Cost(seconds * UNMEASURED, f"{why}, x{UNMEASURED:g}: unmeasured")
 
 
@@ -138,10 +140,10 @@ def problem(request: Request, direction: Direction, layers: int = 1) -> Problem:
     """A layer of the request as the kernels see it, or several that are run at once."""
     from fastrnn_kernels import Problem
 
+    cell = cell_of(request.cell)
     return Problem.of(
-        direction, request.gates, request.hidden_size, rows(request),
-        layers * request.directions, request.dtype, request.precision, request.cell == "lstm",
-        chained=layers > 1,
+        direction, cell.gates, request.hidden_size, rows(request), layers * request.directions,
+        request.dtype, request.precision, cell.has_cell_state, chained=layers > 1,
     )  # fmt: skip
 
 
@@ -161,6 +163,7 @@ def around(request: Request, at_once: int = 1) -> float:
     inputs = request.input_size + (products - 1) * hidden * directions
     multiply_adds = steps(request) // request.num_layers * rows(request) * inputs
     multiply_adds *= recurrent_weights(request) // hidden
+    multiply_adds = multiply_adds * cell_of(request.cell).gates // request.gates
     ieee = request.dtype.itemsize == 4 and request.precision == "ieee"
     return 2 * multiply_adds / (ORDINARY if ieee else PRODUCTS.get(request.dtype.itemsize, 1e13))
 

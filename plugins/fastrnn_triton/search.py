@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
+from fastrnn.cell import cell_of
 from fastrnn.roofline import rows
 from fastrnn_triton import cost
+from fastrnn_triton.cells import kernel_cell
 from fastrnn_triton.tuned import Found, Key
 
 if TYPE_CHECKING:
@@ -72,18 +74,17 @@ def _one_by_one(request: Request, draw: Draw) -> Iterator[Pass]:
     """Both passes of a layer."""
     import fastrnn_kernels as kernels
 
-    T, B, G, H, K = (
-        *_steps_and_rows(request),
-        request.directions,
-        request.hidden_size,
-        request.gates,
-    )
+    known, cell = cell_of(request.cell), kernel_cell(request.cell)
+    (T, B), G, H, K = _steps_and_rows(request), request.directions, request.hidden_size, known.gates
     precision = cast("Precision", request.precision)
     gates_x, weight_hh, h0 = draw(T, B, G, K * H), draw(G, K * H, H) / math.sqrt(H), draw(G, B, H)
-    c0 = draw(G, B, H) if request.cell == "lstm" else None
+    c0 = draw(G, B, H) if known.has_cell_state else None
+    own = draw(G, known.weights, H) if known.weights else None
 
     def forward(**how: Any) -> ForwardResult:
-        return kernels.forward(request.cell, gates_x, weight_hh, h0, c0, precision=precision, **how)
+        return kernels.forward(
+            cell, gates_x, weight_hh, h0, c0, cell_weight=own, precision=precision, **how
+        )
 
     made = forward(save=True, regime="step")
     save = request.needs_grad
@@ -92,8 +93,8 @@ def _one_by_one(request: Request, draw: Draw) -> Iterator[Pass]:
 
     def backward(**how: Any) -> Tensor:
         return kernels.backward(
-            request.cell, weight_hh, made.output, made.gates, made.cells, c0,
-            d_output=d_output, precision=precision, **how,
+            cell, weight_hh, made.output, made.gates, made.cells, c0,
+            cell_weight=own, d_output=d_output, precision=precision, **how,
         ).d_gates  # fmt: skip
 
     if request.needs_grad:

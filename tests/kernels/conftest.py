@@ -1,6 +1,7 @@
 import faulthandler
 import importlib.util
 import os
+from inspect import ismodule
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,8 +25,14 @@ def _language_prepared_once():
 
     everything = SimpleNamespace(__globals__={"tl": tl, "core": tl.core})
     scope = interpreter._patch_lang(everything)
+
+    def prepared(fn):
+        # as the interpreter itself asks of every jitted function
+        assert any(value in (tl, tl.core) for value in fn.__globals__.values() if ismodule(value))
+        return interpreter._LangPatchScope()
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(interpreter, "_patch_lang", lambda fn: interpreter._LangPatchScope())
+        patch.setattr(interpreter, "_patch_lang", prepared)
         yield
     scope.restore()
 

@@ -15,6 +15,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 import fastrnn_kernels as kernels
 from fastrnn import bench_cases, testing
+from fastrnn.benchmark import Case
 from fastrnn_kernels.plan import REGIMES
 from gpu_cases import DEVICE, on_gpu, skip_where_impossible
 
@@ -41,7 +42,7 @@ def test_a_stored_value_keeps_its_gradient_for_5000_steps(regime, H):
 # T, dtype as torch names it, cell: whole layers of torch.nn and of fastrnn, and the truth
 @functools.lru_cache(maxsize=1)
 def layers(cell, dtype, T):
-    case = bench_cases.Case(cell, "train", T, 4, 32, 64, 1, False, dtype, DEVICE)
+    case = Case(cell, "train", T, 4, 32, 64, 1, False, dtype, DEVICE)
     torch.manual_seed(0)
     theirs = bench_cases.baseline(case)
     x = torch.randn(T, 4, 32).to(DEVICE, case.torch_dtype)
