@@ -46,6 +46,7 @@ import torch
 from benchmarks.exchange import positive
 from benchmarks.regimes import resume
 from fastrnn import bench, bench_cases
+from fastrnn.benchmark import Axes
 from fastrnn.discovery import describe
 from fastrnn.doctor import environment
 from fastrnn.storage import write_json
@@ -269,7 +270,7 @@ def run_tests(jobs: int, seconds: float) -> dict[str, Any]:
 
 def measure(problem: dict[str, Any], repeats: int) -> list[bench.Row]:
     """Every implementation of one entry of `PROBLEMS`, checked against float64 and timed."""
-    axes = bench_cases.Axes(*(problem[name] for name in ("cell", "T", "B", "H")))
+    axes = Axes(*(problem[name] for name in ("cell", "T", "B", "H")))
     found = bench_cases.cases(
         axes, mode="both", input_size=None, layers=1, bidirectional=bool(problem.get("both")),
         dtype=problem["dtype"], device="cuda",

@@ -9,7 +9,8 @@ import statistics
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.peer import PEER
-from fastrnn.bench_cases import BASELINE, Case
+from fastrnn.bench_cases import BASELINE
+from fastrnn.benchmark import Case
 from fastrnn.tables import table
 
 if TYPE_CHECKING:

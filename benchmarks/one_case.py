@@ -28,7 +28,8 @@ import fastrnn_kernels
 from benchmarks import peer
 from benchmarks.outlook import AUTO, DIRECTIONS, LAYERS, candidates, chosen, floor, outlook
 from fastrnn import bench, stack, testing
-from fastrnn.bench_cases import BASELINE, Case, baseline, layer
+from fastrnn.bench_cases import BASELINE, baseline, layer
+from fastrnn.benchmark import Case
 from fastrnn.discovery import describe
 
 if TYPE_CHECKING:

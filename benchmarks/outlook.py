@@ -22,7 +22,7 @@ from fastrnn_kernels.plan import REGIMES, plan, steps_class
 from fastrnn_triton.cost import layers_at_once
 
 if TYPE_CHECKING:
-    from fastrnn.bench_cases import Case
+    from fastrnn.benchmark import Case
     from fastrnn_kernels import LaunchConfig
 
 AUTO = "auto"

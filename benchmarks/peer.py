@@ -3,7 +3,10 @@
 Only its public function is called, as its documentation describes it. It takes one layer in one
 direction and leaves the input projection to the caller, who does it here as torch.nn would: time is
 that of a whole layer. It compiles its CUDA kernels at the first call, once per size, which takes
-a compiler (nvcc, g++, ninja) and a minute or more: so it stands beside few cases.
+a compiler (nvcc, g++, ninja) and a minute or more: so `benchmarks.regimes` has it beside few cases.
+
+This module is a plugin, too. `fastrnn.register(benchmarks.peer)`, or an entry point of a
+distribution of one's own, puts FlashRNN beside the backends in `fastrnn bench`.
 """
 
 from __future__ import annotations
@@ -15,15 +18,19 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from fastrnn.benchmark import Axes, Peer, Preset
 from fastrnn.discovery import describe
+from fastrnn.hookspecs import hookimpl
 
 if TYPE_CHECKING:
-    from fastrnn.bench_cases import Case
+    from fastrnn.benchmark import Case
 
 PEER = "FlashRNN"
 BACKEND = "cuda_fused"
 """Its fastest for one head as wide as the layer."""
 FUNCTIONS = {"lstm": "lstm", "rnn_tanh": "elman"}
+PUBLISHED = Axes(["lstm"], [1024], [16], [768])
+"""The size that its authors publish: cuDNN's best."""
 BUILD_SECONDS = 90.0
 """A guess of what compiling for one size takes."""
 
@@ -39,10 +46,11 @@ def absent() -> str | None:
 
 
 def takes(case: Case) -> bool:
-    """Whether it stands beside a case: cuDNN's best, which its authors publish, in 16 bits."""
-    sizes = (case.cell, case.T, case.B, case.H)
+    """Whether `benchmarks.regimes` has it beside a case: the published size, in 16 bits."""
+    sizes = zip((case.cell, case.T, case.B, case.H), PUBLISHED, strict=True)
+    published = all(size in axis for size, axis in sizes)
     alone = case.layers == 1 and not case.bidirectional
-    return alone and sizes == ("lstm", 1024, 16, 768) and case.torch_dtype.itemsize == 2
+    return alone and published and case.torch_dtype.itemsize == 2
 
 
 class FlashRNN(nn.Module):
@@ -75,3 +83,27 @@ class FlashRNN(nn.Module):
         )  # fmt: skip
         finals = tuple(state.squeeze(2).transpose(0, 1) for state in last)
         return states[0].squeeze(2).transpose(0, 1), finals
+
+
+def reasons_against(case: Case) -> list[str]:
+    """Why it cannot run a case here."""
+    reasons = [reason] if (reason := absent()) else []
+    if case.cell not in FUNCTIONS:
+        reasons.append(f"cell is {case.cell}; {' or '.join(FUNCTIONS)} is compared")
+    if case.layers > 1 or case.bidirectional:
+        reasons.append("it takes one layer in one direction")
+    if torch.device(case.device).type != "cuda":
+        reasons.append(f"device is {case.device}; needs cuda")
+    return reasons
+
+
+@hookimpl
+def fastrnn_benchmark_peers() -> list[Peer]:
+    """FlashRNN beside the backends in `fastrnn bench`."""
+    return [Peer(PEER, "fused CUDA kernels of the package flashrnn", FlashRNN, reasons_against)]
+
+
+@hookimpl
+def fastrnn_benchmark_cases() -> list[Preset]:
+    """The size that its authors publish."""
+    return [Preset("flashrnn", "the size that FlashRNN's authors publish", PUBLISHED)]

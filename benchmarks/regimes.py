@@ -57,7 +57,7 @@ from fastrnn_kernels.model import Rates
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fastrnn.bench_cases import Case
+    from fastrnn.benchmark import Case
 
 REPEATS = 9
 SAME = ("fastrnn", "commit", "torch", "triton", "gpus")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,13 +12,13 @@ from hypothesis import strategies as st
 from torch.nn.utils.rnn import pack_sequence
 
 import fastrnn
+import written_out
 from fastrnn import functional
 from fastrnn.options import Options
 from fastrnn.request import GATES, Spec
 from written_out import (
     assert_equal_written_out,
     assert_same,
-    fast,
     gradients,
     leaves_of,
     random_resets,
@@ -28,11 +29,13 @@ CELLS = [("lstm", 0), ("lstm", 2), ("rnn_tanh", 0), ("rnn_relu", 0), ("rnn_sigmo
 ALL = Options(all_states=True)
 MODULES = [(fastrnn.LSTM, {}), (fastrnn.LSTM, {"proj_size": 2}), (fastrnn.RNN, {})]
 T, B, I, H, L = 5, 3, 2, 4, 2
+pytestmark = pytest.mark.backends("reference")
+fast = partial(written_out.fast, backend="auto")
 
 
 def module_of(kind: type, **how: Any) -> Any:
     torch.manual_seed(0)
-    return kind(I, H, L, bidirectional=True, dtype=torch.float64, backend="reference", **how)
+    return kind(I, H, L, bidirectional=True, dtype=torch.float64, **how)
 
 
 def x_of(*shape: int) -> torch.Tensor:
@@ -130,7 +133,7 @@ def test_values_and_gradients_equal_a_loop(
 
 
 def test_states_are_those_before_dropout() -> None:
-    module = fastrnn.LSTM(I, H, L, dropout=0.9, backend="reference")
+    module = fastrnn.LSTM(I, H, L, dropout=0.9)
     _, _, (h, _) = module(torch.randn(T, B, I), return_all_states=True)
     assert (h[0] != 0).all()
 
@@ -193,7 +196,7 @@ def test_packed_sequences_give_padded_states_in_the_callers_order(
 def test_by_function(kind: type, how: dict[str, Any]) -> None:
     module, x = module_of(kind, **how), x_of(T, B, I)
     function = functional.lstm if kind is fastrnn.LSTM else functional.rnn
-    stack = {"num_layers": L, "bidirectional": True, "backend": "reference"}
+    stack = {"num_layers": L, "bidirectional": True}
     got = function(x, None, list(module.parameters()), return_all_states=True, **stack)
     want = module(x, return_all_states=True)
     for g, w in zip(got, want, strict=True):
@@ -201,7 +204,7 @@ def test_by_function(kind: type, how: dict[str, Any]) -> None:
 
 
 def test_autocast_and_bfloat16() -> None:
-    module, x = fastrnn.LSTM(I, H, L, backend="reference"), torch.randn(T, B, I)
+    module, x = fastrnn.LSTM(I, H, L), torch.randn(T, B, I)
     with torch.autocast("cpu", torch.bfloat16):
         _, _, every = module(x, return_all_states=True)
     low = module.bfloat16()(x.bfloat16(), return_all_states=True)[2]
@@ -286,7 +289,7 @@ def arguments_of(cell: str, proj: int, *, grad: bool, recompute: int) -> tuple[A
 
     return (
         leaf(T, B, I), leaf(G, K * H, I), leaf(G, K * H, P), leaf(G, K * H), leaf(G, B, P),
-        leaf(G, B, H) if cell == "lstm" else None, leaf(G, P, H) if proj else None, None,
+        leaf(G, B, H) if cell == "lstm" else None, leaf(G, P, H) if proj else None, None, None,
         torch.tensor([5, 0, 3]), None,
         torch.rand(G, B, P).double(), torch.rand(T, B, G, P).double(),
         torch.rand(T, B, G, H).double() if cell == "lstm" else None,
@@ -303,7 +306,7 @@ def test_opcheck(cell: str, proj: int, recompute: int) -> None:
     arguments = arguments_of(cell, proj, grad=False, recompute=recompute)
     output, h_n, c_n, cells, *saved = forward(*arguments)
     d_c_n, d_cells = (c_n, cells) if cell == "lstm" else (None, None)
-    wanted = [tensor is not None for tensor in arguments[:8]]
+    wanted = [tensor is not None for tensor in arguments[:9]]
     torch.library.opcheck(
         torch.ops.fastrnn.layer_backward.default,
         (output, h_n, d_c_n, d_cells, output, cells, *saved, wanted, *arguments),
@@ -335,6 +338,7 @@ def test_compile_forward_and_backward(kind: type, how: dict[str, Any]) -> None:
 # What is said of it
 
 
+@pytest.mark.backends("auto")
 @pytest.mark.parametrize("kind", [fastrnn.LSTM, fastrnn.RNN])
 def test_explain_names_who_cannot(kind: type) -> None:
     module, x = kind(I, H), torch.randn(T, B, I)

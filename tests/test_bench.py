@@ -15,7 +15,8 @@ import torch
 
 from fastrnn import bench, bench_cases, cli, dispatch, measured, plugins, testing
 from fastrnn.bench import Row, failures, measure, report
-from fastrnn.bench_cases import Axes, Case, cases
+from fastrnn.bench_cases import cases
+from fastrnn.benchmark import Axes, Case
 from fastrnn.hookspecs import hookimpl
 from fastrnn_reference.backend import ReferenceBackend
 
@@ -326,7 +327,7 @@ def test_the_gradient_check_covers_inputs_and_all_weights():
 
 @pytest.mark.slow
 def test_quick_is_little_work():
-    found = cases(bench_cases.PRESETS["quick"], mode="both", input_size=None, layers=1,
+    found = cases(bench_cases.PRESETS[0].axes, mode="both", input_size=None, layers=1,
                   bidirectional=False, dtype="float32", device="cpu")  # fmt: skip
     assert sum(case.T * case.B * case.H * (case.I + case.H) for case in found) < 2e8
     assert failures(measure(found), None) == []

@@ -8,7 +8,7 @@ import torch
 from benchmark_cases import CASES, TRAIN, found, row
 from benchmarks import grids, outlook, regimes
 from benchmarks.outlook import LAYERS
-from fastrnn.bench_cases import Case
+from fastrnn.benchmark import Case
 from fastrnn_kernels.plan import REGIMES
 
 FOUR = Case("lstm", "forward", 128, 16, 256, 256, 4, False, "bfloat16", "cuda")

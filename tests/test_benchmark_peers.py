@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import types
 
@@ -10,7 +11,9 @@ import torch
 
 from benchmark_cases import CASES, TRAIN
 from benchmarks import one_case, outlook, peer
-from fastrnn.bench_cases import Case, baseline
+from fastrnn import bench, bench_hooks, plugins
+from fastrnn.bench_cases import baseline
+from fastrnn.benchmark import Case
 
 PEER_CASE = Case("lstm", "train", 5, 3, 6, 6, 1, False, "float32", "cpu")
 
@@ -79,3 +82,39 @@ def test_flashrnn_stands_beside_few_cases_and_its_compiler_counts(installed, mon
     monkeypatch.setitem(sys.modules, "flashrnn", None)
     peer.absent.cache_clear()
     assert there - outlook.expected_seconds(TRAIN[0], 1) == pytest.approx(peer.BUILD_SECONDS)
+
+
+@pytest.fixture
+def registered(installed):
+    plugins.reset()
+    plugins.register(peer)
+    yield
+    plugins.reset()
+
+
+@pytest.mark.usefixtures("registered")
+def test_as_a_plugin_flashrnn_stands_beside_the_backends():
+    found = bench_hooks.peers()
+    assert list(found) == ["torch.nn", "cell loop", peer.PEER]
+    flashrnn = dataclasses.replace(found[peer.PEER], can_run=lambda case: [])  # no GPU is here
+    rows = bench.measure([PEER_CASE], backends=[], peers=[found["torch.nn"], flashrnn], repeats=1)
+    assert [(row.implementation, row.status) for row in rows] == [
+        ("torch.nn", "ok"), (peer.PEER, "ok"),
+    ]  # fmt: skip
+    assert rows[1].samples
+    assert bench_hooks.presets()["flashrnn"].axes.H == [768]
+
+
+@pytest.mark.usefixtures("installed")
+def test_flashrnn_says_what_it_cannot_run(monkeypatch):
+    on_gpu = PEER_CASE._replace(device="cuda")
+    assert peer.reasons_against(on_gpu) == []
+    other = on_gpu._replace(cell="rnn_relu", layers=2, device="cpu")
+    assert peer.reasons_against(other) == [
+        "cell is rnn_relu; lstm or rnn_tanh is compared",
+        "it takes one layer in one direction",
+        "device is cpu; needs cuda",
+    ]
+    monkeypatch.setitem(sys.modules, "flashrnn", None)
+    peer.absent.cache_clear()
+    assert "flashrnn cannot be imported" in peer.reasons_against(on_gpu)[0]

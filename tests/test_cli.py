@@ -127,7 +127,8 @@ def test_plugins_says_why_one_was_not_loaded(run, monkeypatch):
     assert err.startswith("fastrnn: warning: plugin 'triton' of fastrnn ")
     assert err.count("\n") == 1
     states = [line.split()[3] for line in out.splitlines()[2:]]
-    assert states == ["loaded", "disabled", "failed"]
+    assert states == ["loaded", "disabled", "failed", "loaded"]
+    assert "gru, peephole_lstm" in out
     assert "its import raised ModuleNotFoundError" in out
     assert again[2] == ""  # once
     assert [record["state"] for record in json.loads(again[1])] == states
@@ -235,7 +236,7 @@ def test_explain_of_a_compiled_call_knows_no_sizes(run):
         ("explain --dropout x", "argument --dropout: got 'x', expected a number from 0 to 1"),
         ("explain --lengths --packed", "argument --lengths: not allowed with argument --packed"),
         ("explain --resets --recompute 9", "argument --resets: not allowed with argument --rec"),
-        ("explain --cell gru", "argument --cell: invalid choice: 'gru' (choose from"),
+        ("explain --cell gruu", "argument --cell: got 'gruu', expected one of lstm, rnn_tanh"),
         ("explain --dtype int8", "argument --dtype: invalid choice: 'int8' (choose from"),
         ("explain --arch h100", "argument --arch: got 'h100', expected an architecture such as"),
         ("explain --arch sm_90", "argument --arch: got sm_90, expected none with --device cpu"),
@@ -244,7 +245,7 @@ def test_explain_of_a_compiled_call_knows_no_sizes(run):
         ("bench --T 5,x", "argument --T: got 'x', expected an integer of at least 1"),
         ("bench --cell lstm,gru", "argument --cell: got 'gru', expected one of lstm, rnn_tanh"),
         ("bench --backends auto", "argument --backends: got 'auto', expected one of reference"),
-        ("bench --preset huge", "argument --preset: invalid choice: 'huge' (choose from"),
+        ("bench --preset huge", "argument --preset: got 'huge', expected a preset: quick, cpu"),
         ("bench --device tpu", "argument --device: got 'tpu', expected cpu"),
         ("bench --json no/such/x", "argument --json: got 'no/such/x', expected a file in a"),
     ],

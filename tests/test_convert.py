@@ -94,7 +94,14 @@ def test_convert_twice_changes_nothing_more():
     assert model.encoder.backend == "reference"
 
 
-@pytest.mark.parametrize("make", [lambda: nn.LSTM(4, 5), lambda: nn.RNN(4, 5, batch_first=True)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.LSTM(4, 5),
+        lambda: nn.RNN(4, 5, batch_first=True),
+        lambda: nn.GRU(4, 5, 2, bidirectional=True, bias=False),
+    ],
+)
 def test_the_model_itself(make):
     theirs = make()
     ours = fastrnn.convert(theirs, backend="aten")
@@ -283,8 +290,7 @@ QuantizedLookalike.__name__ = "LSTM"
 QuantizedLookalike.__module__ = "torch.ao.nn.quantized.dynamic.modules.rnn"
 
 LEFT = {
-    "GRU": (lambda: nn.GRU(4, 5), "fastrnn has no GRU"),
-    "GRUCell": (lambda: nn.GRUCell(4, 5), "fastrnn has no GRU"),
+    "GRUCell": (lambda: nn.GRUCell(4, 5), "a single time step gains nothing from a backend"),
     "LSTMCell": (lambda: nn.LSTMCell(4, 5), "a single time step gains nothing from a backend"),
     "RNNCell": (lambda: nn.RNNCell(4, 5), "a single time step gains nothing from a backend"),
     "Bespoke": (lambda: Bespoke(4, 5), "a subclass, whose own code a swap would lose"),
@@ -321,6 +327,7 @@ def test_a_hook_that_is_not_bound_does_not_stop_a_swap():
     [
         lambda: fastrnn.RNN(4, 5, nonlinearity="sigmoid"),
         lambda: fastrnn.RNNCell(4, 5, nonlinearity="sigmoid"),
+        lambda: fastrnn.CellRNN("gru", 4, 5),
         lambda: OurBespoke(4, 5),
     ],
 )
@@ -333,7 +340,7 @@ def test_revert_leaves_what_torch_lacks(make):
 @pytest.mark.parametrize(
     ("name", "value"), [("recurrent_dropout", 0.5), ("zoneout", 0.1), ("error_clip", 5.0)]
 )
-@pytest.mark.parametrize("kind", [fastrnn.LSTM, fastrnn.RNN])
+@pytest.mark.parametrize("kind", [fastrnn.LSTM, fastrnn.GRU, fastrnn.RNN])
 def test_revert_leaves_regularised_layers_until_that_is_off(kind, name, value):
     model = nn.Sequential(kind(4, 5, **{name: value}))
     layer = model[0]
@@ -383,7 +390,8 @@ def test_swapped_back_layer_moves_and_pickles():
 
 def test_report_reads_as_a_list():
     model = Tagger()
-    model.decoder = nn.GRU(4, 4)
+    model.decoder = nn.GRUCell(4, 4)
+    model.own = fastrnn.CellRNN("peephole_lstm", 4, 4)
     fastrnn.convert(model, filter_fn=lambda module, name: name != "blocks.0")
     expecttest.TestCase().assertExpectedInline(
         str(fastrnn.conversion_report(model)),
@@ -391,7 +399,8 @@ def test_report_reads_as_a_list():
 encoder: LSTM, fastrnn
 blocks.0: RNN, convertible
 shared.a, shared.b: LSTM, fastrnn
-decoder: GRU, left: fastrnn has no GRU""",
+decoder: GRUCell, left: a single time step gains nothing from a backend
+own: CellRNN, fastrnn""",
     )
     report = fastrnn.conversion_report(nn.LSTM(4, 5))
     assert str(report) == "(the model itself): LSTM, convertible"

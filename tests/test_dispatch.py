@@ -266,10 +266,10 @@ def test_the_rules_hold_in_every_combination(able, costs, argument, context, env
         got = None
         try:
             if context is None:
-                got = dispatch._decide(REQUEST, argument, None, True).backend
+                got = dispatch.decide_anew(REQUEST, argument, None, True).backend
             else:
                 with use_backend(context):
-                    got = dispatch._decide(REQUEST, argument, current_override(), True).backend
+                    got = dispatch.decide_anew(REQUEST, argument, current_override(), True).backend
         except BackendError:
             pass
     assert got == want

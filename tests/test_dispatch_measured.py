@@ -10,6 +10,7 @@ from fake_backends import REQUEST, Fake, chosen
 from fastrnn import dispatch, measured
 from fastrnn.backend import StackBackend
 from fastrnn.dispatch import decide, use_backend
+from fastrnn.graph_decision import decide_constant
 from fastrnn.request import Cost
 
 
@@ -90,7 +91,7 @@ class FakeStack(Fake, StackBackend):
 
 def name_in_a_graph():
     graph = REQUEST._replace(seq_len=None, batch=None, compiling=True, threads=0)
-    return dispatch.decide_constant("auto", None, *graph)[0]
+    return decide_constant("auto", None, *graph)[0]
 
 
 def test_a_graph_goes_by_what_was_measured(use):

@@ -19,7 +19,10 @@ from fastrnn.request import Spec
 
 CELLS = ["lstm", "rnn_tanh", "rnn_relu"]
 NAN = float("nan")
-pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
+    pytest.mark.backends("auto"),
+]
 
 
 def pair(spec: Spec, **options: object) -> tuple[torch.nn.Module, torch.nn.Module]:

@@ -21,6 +21,8 @@ PACKAGES = {
     "fastrnn_reference": "plugins/fastrnn_reference",
     "fastrnn_aten": "plugins/fastrnn_aten",
     "fastrnn_triton": "plugins/fastrnn_triton",
+    "fastrnn_cells": "plugins/fastrnn_cells",
+    "fastrnn_pytest": "plugins/fastrnn_pytest",
 }
 VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "fastrnn/_version.py").read_text(), re.M)[1]
 SOURCES = [
@@ -140,6 +142,10 @@ def test_sdist_holds_everything_that_is_needed_to_test_and_build(sdist):
         "benchmarks/README.md",
         "docs/beyond_torch_nn.md",
         "docs/beyond_torch_nn.py",
+        "docs/writing_a_backend.md",
+        "docs/public_names.md",
+        "examples/fastrnn-numpy/pyproject.toml",
+        "examples/fastrnn-numpy/check.sh",
         "examples/char_lm.py",
         "tests/test_packaging.py",
     }
@@ -193,6 +199,8 @@ def test_entry_points(wheel, tmp_path):
         ("fastrnn", "reference", "fastrnn_reference"),
         ("fastrnn", "aten", "fastrnn_aten"),
         ("fastrnn", "triton", "fastrnn_triton"),
+        ("fastrnn", "cells", "fastrnn_cells"),
+        ("pytest11", "fastrnn", "fastrnn_pytest"),
     }
 
 
@@ -207,11 +215,16 @@ def test_metadata_is_built_without_importing_torch(sdist, tmp_path):
     assert f"fastrnn-{VERSION}.dist-info" in run("-c", hook, cwd=tree)
 
 
-def test_installed_wheel_runs_in_a_foreign_directory(wheel, tmp_path):
-    installed, foreign = tmp_path / "installed", tmp_path / "foreign"
-    foreign.mkdir()
-    pip = ["-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", installed]
-    run(*pip, wheel, cwd=foreign)
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """Where the wheel is installed, and nothing else."""
+    folder = tmp_path_factory.mktemp("installed")
+    pip = ["-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", folder]
+    run(*pip, wheel, cwd=folder)
+    return folder
+
+
+def test_installed_wheel_runs_in_a_foreign_directory(installed, tmp_path):
     out = run(
         "-W",
         "error",
@@ -219,10 +232,34 @@ def test_installed_wheel_runs_in_a_foreign_directory(wheel, tmp_path):
         IN_A_FOREIGN_DIRECTORY,
         installed,
         *PACKAGES,
-        cwd=foreign,
+        cwd=tmp_path,
         PYTHONPATH=str(installed),
     )
     assert out == f"ran {VERSION}\n"
+
+
+def test_installed_wheel_brings_the_conformance_suite(installed, tmp_path):
+    """With the options, which pytest must know before it looks for tests."""
+    asked = ["--pyargs", "fastrnn.testing", "--backend", "aten", "-k", "claims-something"]
+    out = run("-m", "pytest", "-q", *asked, cwd=tmp_path, PYTHONPATH=str(installed))
+    assert "conformance of aten" in out
+    assert "1 passed" in out
+
+
+def test_other_pytests_are_left_alone(installed, tmp_path):
+    """They may have a `--backend` of their own, and nothing of fastrnn is imported for them."""
+    (tmp_path / "conftest.py").write_text(
+        "def pytest_addoption(parser):\n    parser.addoption('--backend')\n"
+    )
+    (tmp_path / "test_own.py").write_text(
+        "import sys\n\n"
+        "def test_own(pytestconfig):\n"
+        "    assert pytestconfig.getoption('--backend') == 'mine'\n"
+        "    assert 'fastrnn_pytest' in sys.modules\n"
+        "    assert not {'fastrnn', 'torch'} & set(sys.modules)\n"
+    )
+    out = run("-m", "pytest", "-q", "--backend=mine", cwd=tmp_path, PYTHONPATH=str(installed))
+    assert "1 passed" in out
 
 
 def test_no_package_in_the_plain_folders():

@@ -89,6 +89,7 @@ def test_disabled_plugins_are_not_imported(install, monkeypatch):
         ("reference", "loaded"),
         ("aten", "disabled"),
         ("triton", "loaded"),
+        ("cells", "loaded"),
         ("numpy-lstm", "loaded"),
         ("broken", "disabled"),
         ("broken", "disabled"),

@@ -227,7 +227,7 @@ def test_opcheck(cell: str, k: int, lengths: list[int] | None) -> None:
         torch.ops.fastrnn.layer_forward.default,
         (
             leaf(T, B, I), leaf(G, K * H, I), leaf(G, K * H, H), None, leaf(G, B, H),
-            leaf(G, B, H) if cell == "lstm" else None, None, None,
+            leaf(G, B, H) if cell == "lstm" else None, None, None, None,
             None if lengths is None else torch.tensor(lengths), None, None, None, None,
             cell, [False, True], "ieee", k, False, True, 0.0, False, "reference",
         ),

@@ -21,6 +21,7 @@ from fastrnn_reference import time
 CELLS = ["lstm", "rnn_tanh", "rnn_relu"]
 NAN = float("nan")
 Tensors = list[torch.Tensor]
+pytestmark = pytest.mark.backends("auto")
 
 
 def step(spec: Spec, x: torch.Tensor, state: Tensors, weights: Tensors) -> Tensors:

@@ -44,7 +44,7 @@ class Case(NamedTuple):
 sizes = st.sampled_from([1, 2, 3, 17])
 cases = st.builds(
     Case,
-    cell=st.sampled_from(["LSTM", "tanh", "relu"]),
+    cell=st.sampled_from(["LSTM", "GRU", "tanh", "relu"]),
     seq_len=sizes,
     batch=sizes,
     input_size=st.sampled_from([1, 4, 7]),
@@ -74,6 +74,8 @@ def build(case, **kwargs):
         options["proj_size"] = case.hidden_size // 2 if case.projected else 0
         theirs = nn.LSTM(*arguments, **options)
         ours = fastrnn.LSTM(*arguments, **options, **kwargs)
+    elif case.cell == "GRU":
+        theirs, ours = nn.GRU(*arguments, **options), fastrnn.GRU(*arguments, **options, **kwargs)
     else:
         theirs = nn.RNN(*arguments, nonlinearity=case.cell, **options)
         ours = fastrnn.RNN(*arguments, nonlinearity=case.cell, **options, **kwargs)

@@ -11,7 +11,8 @@ import torch
 
 import fastrnn
 from fastrnn import bench, bench_cases, cli, dispatch, measured, plugins, progress
-from fastrnn.bench_cases import Case, request_for
+from fastrnn.bench_cases import request_for
+from fastrnn.benchmark import Case
 from fastrnn.dispatch import decide
 from fastrnn.hookspecs import hookimpl
 from fastrnn.request import Cost

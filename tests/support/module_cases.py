@@ -7,7 +7,7 @@ from torch import nn
 
 import fastrnn
 
-CELLS = ["LSTM", "RNN"]
+CELLS = ["LSTM", "RNN", "GRU"]
 X = torch.randn(5, 3, 4)
 
 

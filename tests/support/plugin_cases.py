@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 import fastrnn
-from fastrnn import plugins
+from fastrnn import discovery, plugins
 from fastrnn.plugins import PluginWarning, registry
 from fastrnn.request import Request
 
@@ -37,6 +37,7 @@ def write_distribution(folder, module, *names, distribution=None, entries=None):
 def installing(tmp_path, monkeypatch):
     """Install distributions for one test; nothing is loaded until `load()`."""
     monkeypatch.delenv("FASTRNN_DISABLE_PLUGINS", raising=False)
+    monkeypatch.setattr(discovery, "SLOW_SECONDS", 60)  # however busy the machine
     monkeypatch.syspath_prepend(tmp_path)
     before = set(sys.modules)
     plugins.reset()
