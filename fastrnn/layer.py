@@ -31,7 +31,8 @@ class Layer:
     weight_hr: Tensor | None
     """(G, P, H), projected LSTM only."""
     lengths: Tensor | None
-    """(B,) int64: steps of each row, 0 to T; None if every row has T. x is zero past them."""
+    """(B,) int64: steps of each row, 0 to T; None if every row has T. With `save` x is zero past
+    them, else it is anything, which must reach no result."""
     reverse: tuple[bool, ...]
     """Per group: does time run backwards?"""
     precision: str

@@ -66,7 +66,8 @@ def run_call(
         lengths = lengths.to(x.device)
     else:
         x = x.transpose(0, 1) if batch_first else x
-        x = x if lengths is None else masks.zero_past(x, lengths)
+        if lengths is not None and (request.needs_grad or request.transformed):
+            x = masks.zero_past(x, lengths)  # NaN there would reach dW: 0 * NaN
     if x.dtype != request.dtype or weights[0].dtype != request.dtype:
         x = x.to(request.dtype)
         states = tuple(state.to(request.dtype) for state in states)
@@ -113,7 +114,7 @@ def run(
         x: (T, B, I).
         hx: (h0,) or (h0, c0), each (num_layers * directions, B, P or H).
         weights: flat, in torch's order.
-        lengths: (B,) int64, or None; x is zero past them.
+        lengths: (B,) int64, or None; see `Layer.lengths` for x past them.
         dropout: probability applied to every layer's output but the last's; 0 in eval mode.
         precision: `ieee`, `tf32` or `tf32x3`.
         save: whether a backward pass may follow.

@@ -108,10 +108,15 @@ def _nan_in_padding(subject: Subject, cell: str) -> None:
     dirty = problem.x.clone()
     for row, length in enumerate(case.row_lengths):
         dirty[length:, row] = NAN
-    clean = run_case(case, problem, subject.name, subject.dtype)
-    got = run_case(case, problem._replace(x=dirty), subject.name, subject.dtype)
-    pairs = {"output": (got.output, clean.output)}
-    pairs |= {f"d {n}": (g, clean.gradients[n]) for n, g in got.gradients.items()}
+    pairs = {}
+    for kind in (replace(case, needs_grad=False, training=False), case):
+        clean = run_case(kind, problem, subject.name, subject.dtype)
+        got = run_case(kind, problem._replace(x=dirty), subject.name, subject.dtype)
+        how = "" if kind.needs_grad else " without gradients"
+        pairs[f"output{how}"] = (got.output, clean.output)
+        for i, (state, other) in enumerate(zip(got.states, clean.states, strict=True)):
+            pairs[f"state[{i}]{how}"] = (state, other)
+        pairs |= {f"d {n}": (g, clean.gradients[n]) for n, g in got.gradients.items()}
     for name, (g, want) in pairs.items():
         assert torch.equal(g, want), f"{name} is another one with NaN past the rows' lengths"
     for row, length in enumerate(case.row_lengths):

@@ -30,6 +30,7 @@ from fastrnn_reference.time import (
     restarted,
     split,
     started,
+    starting_states,
     starting_steps,
 )
 
@@ -60,22 +61,29 @@ def forward(
     """
     h0, c0, weight = group.h0, group.c0, group.weight_hh.mT
     rows = Rows.of(group, gates_x)
+    keeps_h, keeps_c = output.stride(0) > 0, cells is None or cells.stride(0) > 0
+    ends = None if rows is None or (keeps_h and keeps_c) else rows.ends()
     h, c = h_n, c_n = h0, h0.new_zeros(()) if c0 is None else c0
-    for a, own, h_out, c_out, h_kept, c_kept, starts, is_last in in_order(
+    every_start = starting_steps(group, rows, gates_x)
+    for a, own, h_out, c_out, h_kept, c_kept, starts, own_h0, own_c0, is_last in in_order(
         group.reverse, gates_x, pre, output, cells, group.zoneout_h, group.zoneout_c,
-        starting_steps(group, rows, gates_x), None if rows is None else rows.ends(),
+        every_start, starting_states(h0, every_start),
+        None if c0 is None else starting_states(c0, every_start), ends,
     ):  # fmt: skip
-        h_before = restarted(h, h0, starts)
-        c_before = c if c0 is None else restarted(c, c0, starts)
+        h_before = restarted(h, starts, own_h0)
+        c_before = c if c0 is None else restarted(c, starts, own_c0)
         torch.addmm(a, hidden_from(h_before, group.recurrent_mask), weight, out=own)
         h_new, c_new = cell.step(own.chunk(cell.gates, 1), c_before, weights)
         h = h_out.copy_(mixed(h_kept, h_before, h_new))
         c = c if c_out is None else c_out.copy_(mixed(c_kept, c_before, c_new))
-        h_n = h if is_last is None else torch.where(is_last, h, h_n)
-        c_n = c if is_last is None else torch.where(is_last, c, c_n)
-    for states in (output, cells):
-        if rows is not None and states is not None and states.stride(0) > 0:
-            rows.zero_past_(states)
+        if is_last is not None:
+            h_n, c_n = torch.where(is_last, h, h_n), torch.where(is_last, c, c_n)
+    if rows is None:
+        return h, None if c0 is None else c
+    if keeps_h:
+        h_n = rows.final(rows.zero_past_(output), h0)
+    if cells is not None and c0 is not None and keeps_c:
+        c_n = rows.final(rows.zero_past_(cells), c0)
     return h_n, None if c0 is None else c_n
 
 

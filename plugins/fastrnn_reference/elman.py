@@ -23,6 +23,7 @@ from fastrnn_reference.time import (
     restarted,
     split,
     started,
+    starting_states,
     starting_steps,
 )
 
@@ -66,15 +67,18 @@ def forward(
     rows = Rows.of(group, gates_x)
     every_start = starting_steps(group, rows, gates_x)
     h = h_n = h0 = group.h0
+    entering = starting_states(h0, every_start)
     if _is_plain(group) and output is not None:
-        for a, h_new, starts in in_order(group.reverse, gates_x, output, every_start):
-            h = activation(torch.addmm(a, restarted(h, h0, starts), weight, out=h_new))
+        for a, h_new, starts, own_h0 in in_order(
+            group.reverse, gates_x, output, every_start, entering
+        ):
+            h = activation(torch.addmm(a, restarted(h, starts, own_h0), weight, out=h_new))
     else:
         ends = None if rows is None or output is not None else rows.ends()
-        for a, h_out, f_out, kept, starts, is_last in in_order(
-            group.reverse, gates_x, output, activated, group.zoneout_h, every_start, ends
+        for a, h_out, f_out, kept, starts, own_h0, is_last in in_order(
+            group.reverse, gates_x, output, activated, group.zoneout_h, every_start, entering, ends
         ):
-            h_before = restarted(h, h0, starts)
+            h_before = restarted(h, starts, own_h0)
             f_a = activation(torch.addmm(a, hidden_from(h_before, group.recurrent_mask), weight))
             if f_out is not None:
                 f_out.copy_(f_a)

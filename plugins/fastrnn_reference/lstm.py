@@ -30,6 +30,7 @@ from fastrnn_reference.time import (
     restarted,
     split,
     started,
+    starting_states,
     starting_steps,
 )
 
@@ -59,11 +60,12 @@ def forward(
     keeps_h, keeps_c = output.stride(0) > 0, cells.stride(0) > 0
     ends = None if rows is None or (keeps_h and keeps_c) else rows.ends()
     h, c = h_n, c_n = h0, c0
-    for a, gate, c_new, h_new, h_kept, c_kept, starts, is_last in in_order(
+    every_start = starting_steps(group, rows, gates_x)
+    for a, gate, c_new, h_new, h_kept, c_kept, starts, own_h0, own_c0, is_last in in_order(
         group.reverse, gates_x, gates, cells, output, group.zoneout_h, group.zoneout_c,
-        starting_steps(group, rows, gates_x), ends,
+        every_start, starting_states(h0, every_start), starting_states(c0, every_start), ends,
     ):  # fmt: skip
-        h_before, c_before = restarted(h, h0, starts), restarted(c, c0, starts)
+        h_before, c_before = restarted(h, starts, own_h0), restarted(c, starts, own_c0)
         torch.addmm(a, hidden_from(h_before, group.recurrent_mask), weight, out=gate)
         gate[:, : 2 * hidden].sigmoid_()  # i and f in one go
         i, f, g, o = gate.chunk(4, 1)

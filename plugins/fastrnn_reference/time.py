@@ -150,17 +150,29 @@ def starting_steps(group: Group, rows: Rows | None, like: Tensor) -> Starts | No
     return tuple(here if len(here) else None for here in found)
 
 
+def starting_states(initial: Tensor, starts: Starts | None) -> Starts | None:
+    """For `restarted`, of each step: `initial`, (B, N), or the rows of it that enter there."""
+    numbered = [here for here in starts or () if here is not None]
+    if starts is None or not numbered:
+        return None
+    if numbered[0].dtype == torch.bool:
+        return (initial,) * len(starts)
+    rows = initial.index_select(0, torch.cat(numbered))
+    parts = iter(torch.split(rows, [len(here) for here in numbered]))
+    return tuple(None if here is None else next(parts) for here in starts)
+
+
 def _is_numbered(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
-def restarted(state: Tensor, initial: Tensor, starts: Tensor | None) -> Tensor:
-    """The state that enters a step, (B, N): in the rows that start there, the initial one."""
+def restarted(state: Tensor, starts: Tensor | None, own: Tensor) -> Tensor:
+    """The state that enters a step, (B, N): in the rows that start there, their own initial one."""
     if starts is None:
         return state
     if starts.dtype == torch.bool:
-        return torch.where(starts, initial, state)
-    return state.index_copy(0, starts, initial.index_select(0, starts))
+        return torch.where(starts, own, state)
+    return state.index_copy(0, starts, own)
 
 
 def not_started(gradient: Tensor, starts: Tensor | None) -> Tensor:
