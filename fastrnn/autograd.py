@@ -29,6 +29,7 @@ before they write over saved tensors. None where torch has no such function."""
 
 MADE = ("output", "h_n", "c_n", "cells")
 """What `layer_forward` returns before what is saved, and what has gradients."""
+AT_C0, AT_ALL_STATES = FIELDS.index("c0"), FIELDS.index("all_states")
 AT_WANTED = len(MADE) + 2 + SAVED
 """In the arguments of `layer_backward`: four gradients, output, cells, what was saved, `wanted`."""
 AT_FIELDS = AT_WANTED + 1
@@ -47,7 +48,7 @@ class LayerFunction(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         """Keep what the derivative needs."""
         ctx.set_materialize_grads(False)
-        cells = output[3:4] if not inputs[FIELDS.index("all_states")] else ()
+        cells = output[3:4] if not inputs[AT_ALL_STATES] else ()
         ctx.mark_non_differentiable(*cells, *output[4:])
         ctx.save_for_backward(*inputs[:TENSORS], output[0], *output[3:])
         ctx.static = inputs[TENSORS:]
@@ -59,7 +60,7 @@ class LayerFunction(torch.autograd.Function):
         inputs, (output, *saved) = kept[:TENSORS], kept[TENSORS:]
         wanted = tuple(ctx.needs_input_grad[:WANTED])
         nothing = [None] * (len(ctx.needs_input_grad) - WANTED)
-        has_c = inputs[FIELDS.index("c0")] is not None
+        has_c = inputs[AT_C0] is not None
         grads = (*grads[:2], *(grads[2:4] if has_c else (None, None)))
         if all(grad is None for grad in grads):
             return (*(None for _ in wanted), *nothing)
@@ -181,12 +182,13 @@ class LayerGradient(torch.autograd.Function):
             output, _, _, *rest = LayerFunction.apply(*folded.values(), backend)
             made = (output, *rest)
         found = LayerGradient.apply(*merged[:4], *made, wanted, *folded.values(), backend)
+        shares_x = where == "groups" and named["x"].dim() - (dims["x"] is not None) == 3
         parts, places = [], []
         for name, gradient in zip(_names(wanted), found, strict=True):
             place = getattr(batching.KINDS[name], where)
             own = batching.part(gradient, place, size)
-            if name == "x" and where == "groups" and _has_dims(named, dims, 3):
-                own = own.sum(3)  # groups share it
+            if name == "x" and shares_x:
+                own = own.sum(3)
             parts.append(own)
             places.append(place)
         return tuple(parts), tuple(places)
@@ -194,10 +196,6 @@ class LayerGradient(torch.autograd.Function):
 
 def _names(wanted: Wanted) -> list[str]:
     return [name for name, is_wanted in zip(wanted._fields, wanted, strict=True) if is_wanted]
-
-
-def _has_dims(named: dict[str, Any], dims: dict[str, Any], count: int) -> bool:
-    return bool(named["x"].dim() - (dims["x"] is not None) == count)
 
 
 def _replayed(*arguments: Any) -> tuple[Tensor, ...]:

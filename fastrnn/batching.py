@@ -16,7 +16,6 @@ from torch import Tensor
 
 Dims = Sequence[Any]
 """Of each argument, the dim along which it is many; None if it is one for all."""
-Fold = Callable[[Any, Any], Any]
 
 WEIGHTS = ("weight_ih", "weight_hh", "bias", "weight_hr", "weight_chain", "cell_weight")
 MOST_MIXED_GROUPS = 63
