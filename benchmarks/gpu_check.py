@@ -60,8 +60,10 @@ TESTS = (
     "tests/kernels/test_gpu_exchange.py",
     "tests/kernels/test_gpu_marks.py",
     "tests/kernels/test_gpu_options.py",
+    "tests/kernels/test_gpu_cells.py",
     "tests/kernels/test_gpu_launches.py",
     "tests/kernels/test_gpu_accuracy.py",
+    "tests/test_gpu_conformance.py",
 )
 EXCHANGE_SECONDS = 180
 """A barrier that does not open would wait for ever."""

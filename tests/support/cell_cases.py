@@ -9,21 +9,11 @@ import numpy as np
 import torch
 
 from fastrnn import calls
-from fastrnn.cell import cell_of
 from fastrnn.options import Options
 from fastrnn.request import Spec
+from fastrnn.testing import weight_shapes
 
 Tensors = list[torch.Tensor]
-
-
-def weight_shapes(spec: Spec) -> list[tuple[int, ...]]:
-    """Of all layers and directions, in the order of a call."""
-    H, rows, Q = spec.hidden_size, spec.gates * spec.hidden_size, cell_of(spec.cell).weights
-    shapes: list[tuple[int, ...]] = []
-    for slot in range(spec.num_layers * spec.directions):
-        inputs = spec.input_size if slot < spec.directions else spec.directions * H
-        shapes += [(rows, inputs), (rows, H)] + [(rows,)] * (2 * spec.bias) + [(Q, H)] * (Q > 0)
-    return shapes
 
 
 def leaves_of(

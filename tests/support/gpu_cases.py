@@ -12,6 +12,7 @@ import torch
 
 import fastrnn_kernels as kernels
 from fastrnn import testing
+from fastrnn_kernels.arguments import cell_of
 from fastrnn_kernels.plan import reason_against
 from fastrnn_kernels.sweep import problem_of
 
@@ -171,7 +172,7 @@ def assert_back_right(made, want, dtype, precision, roundings=BACK):
 
 
 def problem(cell, B, H, G, dtype, precision="ieee", direction="forward", chained=False):
-    return problem_of(kernels.CELLS[cell], direction, H, B, G, dtype, precision, chained)
+    return problem_of(cell_of(cell), direction, H, B, G, dtype, precision, chained)
 
 
 def skip_where_impossible(
