@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from fastrnn.cell import cell_of
-from fastrnn.checks import check_type
+from fastrnn.checks import check_type, refuse_unsupported
 from fastrnn.dispatch import AUTO
 from fastrnn.recurrent import Recurrent
 
@@ -91,13 +91,7 @@ class GRU(Recurrent):
         error_clip: float | None = None,
         **unsupported: Any,
     ) -> None:
-        if "proj_size" in unsupported:
-            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
-        if unsupported:
-            raise TypeError(
-                f"{type(self).__name__}.__init__() got an unexpected keyword argument "
-                f"'{next(iter(unsupported))}'"
-            )
+        refuse_unsupported(type(self), unsupported)
         super().__init__(
             "GRU",
             input_size,

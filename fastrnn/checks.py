@@ -10,7 +10,7 @@ from fastrnn.cell import cell_of
 from fastrnn.request import Spec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from torch import Tensor
 
@@ -19,6 +19,14 @@ def check_type(name: str, value: object, kind: type) -> None:
     """Check the type of an argument that a module keeps."""
     if not isinstance(value, kind):
         raise TypeError(f"{name} should be of type {kind.__name__}, got: {type(value).__name__}")
+
+
+def refuse_unsupported(layer: type, arguments: Collection[str]) -> None:
+    """Refuse keyword arguments that a layer does not have, as torch.nn's RNN and GRU do."""
+    if "proj_size" in arguments:
+        raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+    for name in arguments:
+        raise TypeError(f"{layer.__name__}.__init__() got an unexpected keyword argument '{name}'")
 
 
 def wrong_input_dims(spec: Spec, dims: int) -> ValueError:

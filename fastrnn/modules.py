@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from fastrnn.checks import refuse_unsupported
 from fastrnn.dispatch import AUTO
 from fastrnn.recurrent import Recurrent
 
@@ -107,13 +108,7 @@ class RNN(Recurrent):
         error_clip: float | None = None,
         **unsupported: Any,
     ) -> None:
-        if "proj_size" in unsupported:
-            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
-        if unsupported:
-            raise TypeError(
-                f"{type(self).__name__}.__init__() got an unexpected keyword argument "
-                f"'{next(iter(unsupported))}'"
-            )
+        refuse_unsupported(type(self), unsupported)
         if nonlinearity not in _MODES:
             raise ValueError(
                 f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh', 'relu' or 'sigmoid'."

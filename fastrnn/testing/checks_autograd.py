@@ -78,7 +78,7 @@ def _apart(subject: Subject, cell: str, needs_grad: bool) -> None:
         shape = spec(cell, num_layers=layers)
         case = Case(shape, steps, needs_grad=needs_grad, training=needs_grad)
         subject.must_claim(case)
-        own, leaves = leaves_of(subject.problem(case), lambda name: needs_grad)
+        own, _ = leaves_of(subject.problem(case), lambda name: needs_grad)
         made = forward(case, own, subject.name).tensors
         others = {**made, "x": own.x, "h0": (own.hx or ())[0]}
         for name, tensor in made.items():
@@ -88,7 +88,6 @@ def _apart(subject: Subject, cell: str, needs_grad: bool) -> None:
             wrong = [n for n, t in before.items() if not torch.equal(others[n].detach(), t)]
             assert not wrong, f"{name} is a view of {', '.join(wrong)}: T={steps}, layers={layers}"
             tensor.detach().copy_(kept)
-        del leaves
 
 
 def _saved(subject: Subject, case: LayerCase) -> None:

@@ -32,7 +32,7 @@ from fastrnn.testing import (
     checks_parity,
     checks_repeated,
 )
-from fastrnn.testing.cases import CELLS, Case, spec
+from fastrnn.testing.cases import CELLS, DTYPES, Case, spec
 from fastrnn.testing.subjects import NotClaimed, Subject
 
 if TYPE_CHECKING:
@@ -149,19 +149,17 @@ def subject(name: str, device: str | None = None) -> Subject:
 
     Raises:
         BackendError: there is no such backend.
+        ValueError: `name` is a list of several.
     """
     parse_names(name)
     if name not in registry().backends:
         raise ValueError(f"name: got {name!r}, expected one of {', '.join(registry().backends)}")
     if device is None:
         on_cpu = Subject(name)
-        cases = [Case(spec(cell), dtype=dtype) for cell in CELLS for dtype in _COMMON]
+        cases = [Case(spec(cell), dtype=dtype) for cell in CELLS for dtype in DTYPES]
         runs_there = any(not on_cpu.reasons(case) for case in cases)
         device = "cpu" if runs_there or not torch.cuda.is_available() else "cuda"
     return Subject(name, device)
-
-
-_COMMON = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def perform(check: Check, subject: Subject) -> Outcome:
@@ -201,7 +199,7 @@ def run(
 
     Raises:
         BackendError: there is no such backend.
-        ValueError: no check's name has `only` in it.
+        ValueError: `name` is several, or no check's name has `only` in it.
     """
     under_test = subject(name, device)
     chosen: Sequence[Check] = checks(only)

@@ -162,18 +162,31 @@ def specs(
 def gate() -> dict[str, list[Spec]]:
     """The kernels whose figures are recorded, by target.
 
-    All of them for sm_90; of the others each has every third, starting at another.
+    All of them for sm_90. Of the others each has every third, starting at another, and the first of
+    each kind that is not among those.
     """
-    kernels = list(_kernels())
     others = [target for target in GPU_TARGETS if target != "sm_90"]
-    return {
-        target: [
-            spec
-            for spec in (kernels if target == "sm_90" else kernels[others.index(target) :: 3])
-            if fits(spec, target)
-        ]
-        for target in GPU_TARGETS
-    }
+    chosen: dict[str, list[Spec]] = {}
+    for target in GPU_TARGETS:
+        kernels = list(_kernels())
+        share = kernels[others.index(target) :: 3] if target in others else kernels
+        seen = {kind for spec in share if fits(spec, target) for kind in _kinds(spec)}
+        chosen[target] = []
+        for spec in kernels:
+            if fits(spec, target) and (spec in share or not seen.issuperset(_kinds(spec))):
+                chosen[target].append(spec)
+                seen.update(_kinds(spec))
+    return chosen
+
+
+def _kinds(spec: Spec) -> Iterator[tuple[object, ...]]:
+    """What source and constants a kernel is made of, sizes apart."""
+    yield spec.direction, spec.regime, spec.from_table
+    yield spec.direction, spec.cell
+    yield spec.direction, spec.regime, spec.marked
+    yield spec.direction, spec.layers > 1
+    yield spec.regime, spec.dtype, spec.precision
+    yield spec.regime, spec.d_cells
 
 
 def _kernels() -> Iterator[Spec]:

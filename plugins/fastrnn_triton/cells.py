@@ -38,7 +38,10 @@ def reasons_against(request: Request) -> list[str]:
             "their gradient from"
         )
     if cell.weights and request.error_clip:
-        reasons.append(f"error_clip was asked for; of {cell.name} it clips weight_cell's share too")
+        reasons.append(
+            f"error_clip was asked for; the kernels form the gradient of {cell.name}'s own weights "
+            "after the clip, so that it would be clipped, too"
+        )
     return reasons
 
 

@@ -46,10 +46,20 @@ def oracle():
     return module
 
 
+@pytest.fixture(scope="module")
+def fresh_cache(tmp_path_factory):
+    """Compile indeed: a kernel from an old cache says nothing of this source."""
+    import triton  # which not every machine has
+
+    with triton.knobs.cache.scope():
+        triton.knobs.cache.dir = str(tmp_path_factory.mktemp("triton"))
+        yield
+
+
 @pytest.fixture
 def no_graphs():
     """Leave no CUDA graph for the next test."""
-    from fastrnn_kernels import graphs  # Triton, which not every machine has
+    from fastrnn_kernels import graphs  # likewise
 
     yield
     graphs.clear()

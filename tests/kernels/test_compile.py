@@ -20,18 +20,12 @@ import triton
 from fastrnn_kernels import aot, grid, resident, step, table
 from fastrnn_kernels.configs import TARGET_LIMITS
 
+pytestmark = pytest.mark.usefixtures("fresh_cache")
+
 Spec = aot.Spec
 
 GATE = aot.gate()
 FIGURES = Path(__file__).parent / "compiled" / f"triton-{triton.__version__}.json"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _fresh_cache(tmp_path_factory):
-    """Compile indeed: a kernel from an old cache says nothing of this source."""
-    with triton.knobs.cache.scope():
-        triton.knobs.cache.dir = str(tmp_path_factory.mktemp("triton"))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -16,15 +16,10 @@ from benchmarks import exchange, exchange_kernels
 from fastrnn_kernels import aot
 from fastrnn_kernels.configs import TARGET_LIMITS
 
+pytestmark = pytest.mark.usefixtures("fresh_cache")
+
 TOGETHER = {"num_warps": 4, "num_stages": 1, "launch_cooperative_grid": True}
 LIMITS = TARGET_LIMITS["sm_90"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _fresh_cache(tmp_path_factory):
-    with triton.knobs.cache.scope():
-        triton.knobs.cache.dir = str(tmp_path_factory.mktemp("triton"))
-        yield
 
 
 def compiled(kernel, element, constants, **options):

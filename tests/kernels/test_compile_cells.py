@@ -20,6 +20,8 @@ from fastrnn_cells.peephole_kernel import PEEPHOLE_LSTM
 from fastrnn_kernels import aot
 from fastrnn_kernels.configs import TARGET_LIMITS
 
+pytestmark = pytest.mark.usefixtures("fresh_cache")
+
 TARGET = "sm_90"
 FIGURES = Path(__file__).parent / "compiled" / f"cells-triton-{triton.__version__}.json"
 SPECS = [
@@ -33,14 +35,6 @@ SPECS = [
         ("resident", "bf16", 64, 16, "ieee", False, False),
     )
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _fresh_cache(tmp_path_factory):
-    """Compile indeed: a kernel from an old cache says nothing of this source."""
-    with triton.knobs.cache.scope():
-        triton.knobs.cache.dir = str(tmp_path_factory.mktemp("triton"))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,8 @@ from fastrnn_kernels.configs import TARGET_LIMITS
 from fastrnn_kernels.matmul import MAX_ALIGN, constants, matmul_kernel
 from fastrnn_kernels.matmul_configs import LARGEST, PRECISIONS, MatmulProblem, heuristic
 
+pytestmark = pytest.mark.usefixtures("fresh_cache")
+
 POINTERS = ("a", "b", "bias", "out")
 
 
@@ -52,14 +54,6 @@ PRODUCTS = [
     Product("d_h0", 2, 32, 512, 2048, (True, False)),
     Product("odd", 2, 51, 33, 3001, (False, True), has_bias=True),
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _fresh_cache(tmp_path_factory):
-    """Compile indeed: a kernel from an old cache says nothing of this source."""
-    with triton.knobs.cache.scope():
-        triton.knobs.cache.dir = str(tmp_path_factory.mktemp("triton"))
-        yield
 
 
 def choose(product, precision, target):
