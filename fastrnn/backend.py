@@ -86,7 +86,8 @@ class Backend(ABC):
     recomputes: ClassVar[bool] = False
     """Whether it can run a `Request.recompute`; layer backends can, through fastrnn."""
     options: ClassVar[frozenset[str]] = frozenset()
-    """Which of `fastrnn.request.OPTIONS` it heeds; without a word, it is taken not to know them."""
+    """Which of `fastrnn.request.OPTIONS` it heeds; without a word, it is taken not to know them.
+    Of a stack backend `lengths` too: see `StackCall.lengths`."""
 
     def runs_cell(self, cell: Cell) -> bool:
         """Whether it can run layers of this cell: by default those that every backend knows.
@@ -150,6 +151,9 @@ class StackCall(NamedTuple):
     """Flat, in torch's order: per layer and direction w_ih, w_hh[, b_ih, b_hh][, w_hr][, the cell's
     own (Q, H)], in the layout of a module (a GRU: 3H rows, r, z, n)."""
     batch_first: bool
+    lengths: Tensor | None = None
+    """(B,) int64 of padded rows, on the input's device, for a backend whose `options` name
+    `lengths`: output is zero past them, and the final states are those of a row's own last step."""
 
 
 class StackBackend(Backend):

@@ -257,10 +257,8 @@ def _dispatch(
         decision = decide(request, backend)
         name, at_once = decision.backend, decision.layers_at_once
     chosen = registry().backends[name]
-    call = StackCall(request, input, batch_sizes, states, weights, batch_first)
+    call = StackCall(request, input, batch_sizes, states, weights, batch_first, lengths)
     if isinstance(chosen, StackBackend):
         output, *final = chosen.run(call)
         return stack.Made(None if options.final_only else output, tuple(final), None)
-    return stack.run_call(
-        spec, call, name, at_once=at_once, lengths=lengths, resets=resets, options=options
-    )
+    return stack.run_call(spec, call, name, at_once=at_once, resets=resets, options=options)

@@ -225,12 +225,13 @@ def _ask(backend: Backend, request: Request, here: bool) -> Candidate:
 def _unheeded(backend: Backend, request: Request) -> tuple[str, ...]:
     """What a backend would ignore in silence, were it older than that part of a request."""
     reasons: tuple[str, ...] = ()
-    if request.padded and isinstance(backend, StackBackend):
+    whole = isinstance(backend, StackBackend)
+    if request.padded and whole and "lengths" not in backend.options:
         reasons += ("lengths of padded rows were given; it takes whole stacks, packed",)
     unknown = [name for name in request.options if name not in backend.options]
     if unknown:
         reasons += (f"{', '.join(unknown)} asked for; not among the options that it heeds",)
-    if request.transformed and isinstance(backend, StackBackend):
+    if request.transformed and whole:
         reasons += ("vmap and forward-mode derivatives need single layers; it takes whole stacks",)
     return reasons
 

@@ -40,7 +40,6 @@ def run_call(
     backend: str,
     *,
     at_once: int,
-    lengths: Tensor | None,
     resets: Tensor | None,
     options: Options,
 ) -> Made:
@@ -54,11 +53,10 @@ def run_call(
         call: as a stack backend takes it.
         backend: as for `run`.
         at_once: as for `run`.
-        lengths: (B,) int64 of a padded input, or None.
         resets: (T, B) bool, or None.
         options: of the call.
     """
-    request, x, batch_sizes, states, weights, batch_first = call
+    request, x, batch_sizes, states, weights, batch_first, lengths = call
     time = 1 if batch_first and batch_sizes is None else 0
     checks.check_tensors(x, states, weights, x.shape[time])
     if batch_sizes is not None:

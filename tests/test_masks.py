@@ -70,7 +70,7 @@ def test_explain_and_reasons_of_lengths() -> None:
     request = decision.request
     assert (request.varlen, request.padded, request.resets) == (True, True, False)
     assert ", lengths, forward and backward" in str(decision)
-    assert decision.backend == "reference"
+    assert decision.backend == "onednn"
     (aten,) = (c for c in decision.candidates if c.name == "aten")
     (reason,) = aten.reasons
     assert reason.startswith("lengths of padded rows were given; torch would have to sort, pack")

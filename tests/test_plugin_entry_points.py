@@ -14,7 +14,16 @@ import pytest
 import fastrnn
 from fastrnn import plugins
 from fastrnn.plugins import PluginWarning, registry
-from plugin_cases import BUILTINS, REQUEST, installing, load, record_of, run, write_distribution
+from plugin_cases import (
+    BUILTINS,
+    PLUGINS,
+    REQUEST,
+    installing,
+    load,
+    record_of,
+    run,
+    write_distribution,
+)
 
 HERE = Path(__file__).parent
 
@@ -22,7 +31,7 @@ install = pytest.fixture(installing)
 
 
 def assert_builtins_work():
-    assert list(registry().backends)[:3] == BUILTINS
+    assert list(registry().backends)[:4] == BUILTINS
     assert [record.state for record in registry().plugins[:3]] == ["loaded"] * 3
     assert type(registry().backends["aten"]).__module__ == "fastrnn_aten.backend"
     for backend in ("reference", "aten"):
@@ -76,7 +85,7 @@ def test_a_contract_from_the_future_says_which_is_which(install):
     assert f"fastrnn ({fastrnn.__version__}) has contract 1" in warning
 
 
-@pytest.mark.parametrize("name", BUILTINS)
+@pytest.mark.parametrize("name", PLUGINS)
 def test_a_third_party_cannot_take_a_reserved_name(install, name):
     install("raises_on_import", name, distribution="aaa")  # which also must not be imported
     (warning,) = load()
@@ -128,7 +137,7 @@ def test_our_own_entry_points_are_not_loaded_twice(install):
     entries = "[fastrnn]\nreference = fastrnn_reference\nmine = fastrnn_aten\n"
     install("numpy_lstm", distribution="fastrnn", entries=entries)
     assert load() == []
-    assert [record.name for record in registry().plugins] == [*BUILTINS, "cells"]
+    assert [record.name for record in registry().plugins] == PLUGINS
 
 
 @pytest.mark.parametrize("text", ["[fastrnn]\nno value\n", "fastrnn \udcff"])
@@ -149,7 +158,7 @@ def test_a_broken_builtin_is_reported_like_any_other(install, monkeypatch):
     assert warning.startswith(f"plugin 'triton' of fastrnn {fastrnn.__version__} was not loaded:")
     assert "ModuleNotFoundError" in warning
     assert warning.endswith("Reinstall fastrnn.")
-    assert list(registry().backends) == ["reference", "aten"]
+    assert list(registry().backends) == ["reference", "aten", "onednn"]
 
 
 def test_warnings_as_errors_do_not_stop_the_host_twice(install):

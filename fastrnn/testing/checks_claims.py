@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fastrnn.backend import LayerBackend
+from fastrnn.backend import LayerBackend, StackBackend
 from fastrnn.dispatch import BackendError, decide
 from fastrnn.request import OPTIONS, Cost, Request
 from fastrnn.testing.cases import CELLS, DTYPES, Case, run_case, spec
@@ -181,13 +181,16 @@ def _layers_at_once(subject: Subject) -> None:
 def _options(subject: Subject) -> None:
     """`options` names what there is, and what it names `can_run` accepts somewhere."""
     known = subject.backend.options
-    unknown = [name for name in known if name not in OPTIONS]
-    assert not unknown, f"options: got {unknown}, expected some of {', '.join(OPTIONS)}"
+    asked: dict[str, dict[str, Any]] = {name: {name: True} for name in OPTIONS}
+    if isinstance(subject.backend, StackBackend):
+        asked["lengths"] = {"padded": True, "varlen": True}
+    unknown = [name for name in known if name not in asked]
+    assert not unknown, f"options: got {unknown}, expected some of {', '.join(asked)}"
     requests = [subject.request(Case(spec(cell))) for cell in CELLS]
     able = [request for request in requests if not subject.reasons(request)]
     for name in known if able else ():
-        changed: dict[str, Any] = {name: True}
-        assert any(not subject.reasons(request._replace(**changed)) for request in able), (
+        changed = [request._replace(**asked[name]) for request in able]
+        assert any(not subject.reasons(request) for request in changed), (
             f"options: {name} is among them, and no cell can be run with it"
         )
 

@@ -1,5 +1,7 @@
 """What a call costs on torch's CPU paths: oneDNN for most LSTMs, ATen's own loop else.
 
+Rows of different lengths are taken to end evenly spread over the T steps.
+
 The constants are medians on a two-core x86 machine; `auto` needs their ratios to the reference
 backend's, which travel better than the figures themselves.
 """
@@ -9,7 +11,7 @@ from __future__ import annotations
 import torch
 
 from fastrnn.request import Cost, Request
-from fastrnn.roofline import CPU_BYTES, cpu_step, recurrent_weights, steps
+from fastrnn.roofline import CPU_BYTES, cpu_step, recurrent_weights, rows, steps
 
 CALL, CALL_TRAINING = 20e-6, 90e-6
 STEP, STEP_TRAINING = 3e-6, 19e-6
@@ -20,17 +22,42 @@ ONEDNN_STEP = 0.5e-6
 ONEDNN_DTYPES = (torch.float32, torch.bfloat16)
 
 
+SLICED = 5e9
+"""Bytes a second at which ATen's loop, for each step of packed rows, makes the gradient of all."""
+
+
 def estimate(request: Request) -> Cost:
     """Steps x (product + fixed part of a step)."""
+    if request.varlen:
+        return Cost(_packed_loop(request), "ATen's loop, over packed rows")
     product, loop = cpu_step(request), steps(request) * request.directions
-    gated = request.cell in ("lstm", "gru")
-    by_onednn = request.cell == "lstm" and request.dtype in ONEDNN_DTYPES
-    if by_onednn and not request.proj_size and not request.varlen:
+    if request.cell == "lstm" and request.dtype in ONEDNN_DTYPES and not request.proj_size:
         passes = 3 if request.needs_grad else 1
         return Cost(CALL + loop * (ONEDNN_STEP + 0.5 * passes * product), "oneDNN")
+    why = "ATen's loop" + (", differentiated step by step" if request.needs_grad else "")
+    return Cost(_loop(request, product), why)
+
+
+def _loop(request: Request, product: float) -> float:
+    loop = steps(request) * request.directions
+    gated = request.cell in ("lstm", "gru")
     if not request.needs_grad:
-        return Cost(CALL + loop * ((LSTM_STEP if gated else STEP) + product), "ATen's loop")
+        return CALL + loop * ((LSTM_STEP if gated else STEP) + product)
     # autograd adds dW_hh up step by step, reading and writing all of it each time
     accumulate = 2 * recurrent_weights(request) * request.dtype.itemsize / CPU_BYTES
     step = (LSTM_STEP_TRAINING if gated else STEP_TRAINING) + 3 * product + accumulate
-    return Cost(CALL_TRAINING + loop * step, "ATen's loop, differentiated step by step")
+    return CALL_TRAINING + loop * step
+
+
+def _packed_loop(request: Request) -> float:
+    seconds = _loop(request, cpu_step(request) / 2)
+    if request.needs_grad:
+        gates = request.gates * request.hidden_size * request.dtype.itemsize
+        loop = steps(request) * request.directions
+        seconds += loop * packed_rows(request) * gates / SLICED
+    return seconds
+
+
+def packed_rows(request: Request) -> float:
+    """Steps of all rows of one layer, where they end evenly spread."""
+    return steps(request) / request.num_layers * rows(request) / 2

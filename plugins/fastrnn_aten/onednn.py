@@ -1,0 +1,63 @@
+"""oneDNN's LSTM, which torch uses on CPUs, for rows of different lengths, which torch does not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from fastrnn.backend import StackBackend
+from fastrnn_aten import onednn_cost, packing, rectangles
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fastrnn.backend import StackCall
+    from fastrnn.request import Cost, Request
+
+
+class OnednnBackend(StackBackend):
+    """Rows that are packed, or padded with lengths; rows of one length are `aten`'s."""
+
+    name = "onednn"
+    contract = 1
+    options = frozenset({"lengths"})
+    summary = "torch's LSTM on CPUs (oneDNN) for rows of different lengths, packed or padded"
+
+    def unavailable(self) -> list[str]:
+        """Some builds of torch have no oneDNN."""
+        there = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call] # torch's
+        return [] if there else ["this torch has no oneDNN"]
+
+    def can_run(self, request: Request) -> list[str]:
+        """What `torch.lstm` gives to oneDNN, where there are lengths."""
+        reasons = []
+        if request.device != "cpu":
+            reasons.append(f"device is {request.device}; needs cpu")
+        if request.cell != "lstm" or request.proj_size:
+            cell = f"{request.cell} with a projection" if request.proj_size else request.cell
+            reasons.append(f"cell is {cell}; oneDNN has lstm")
+        if request.dtype != torch.float32:
+            reasons.append(f"dtype is {request.dtype}; needs torch.float32")
+        if not request.varlen:
+            reasons.append("all rows have the same length, which is aten's work")
+        if request.compiling:
+            reasons.append("rows are sorted and cut up by their lengths, which no graph knows")
+        return reasons
+
+    def cost(self, request: Request) -> Cost:
+        """See `fastrnn_aten.onednn_cost`."""
+        return onednn_cost.estimate(request)
+
+    def run(self, call: StackCall) -> tuple[Tensor, ...]:
+        """Pack padded rows, and run rectangles."""
+        return _run_packed(call) if call.lengths is None else packing.run(_run_packed, call)
+
+
+def _run_packed(call: StackCall) -> tuple[Tensor, ...]:
+    request = call.request
+    assert call.batch_sizes is not None
+    return rectangles.run(
+        call.input, call.batch_sizes.tolist(), call.hx, call.weights, request.bias,
+        request.num_layers, request.dropout, request.bidirectional, onednn_cost.spare(request),
+    )  # fmt: skip
