@@ -29,6 +29,7 @@ from benchmarks import peer
 from benchmarks.outlook import AUTO, DIRECTIONS, LAYERS, candidates, chosen, floor, outlook
 from fastrnn import bench, stack, testing
 from fastrnn.bench_cases import BASELINE, baseline, layer
+from fastrnn.bench_memory import peak_bytes
 from fastrnn.benchmark import Case
 from fastrnn.discovery import describe
 
@@ -63,8 +64,6 @@ class Row(bench.Row):
     rms: dict[str, float] = field(default_factory=dict)
     """Root mean square errors: of output and states, and of gradients relative to the gradient's
     own root mean square."""
-    peak_bytes: int | None = None
-    """Memory of a call; None where it is not a GPU's."""
 
 
 class Truth(NamedTuple):
@@ -365,17 +364,18 @@ def distances(got: testing.Result, want: testing.Result) -> dict[str, float]:
 
 
 def whole(row: Row, call: Callable[[], testing.Result], device: str) -> int | None:
-    """A call as it is timed: its peak memory in bytes. All that it returns must be finite."""
+    """A call as it is timed: its peak memory in bytes, if it is a GPU's. All of it is finite."""
+    results: list[testing.Result] = []
+
+    def run() -> None:
+        results.append(call())
+
     peak = None
     if torch.device(device).type == "cuda":
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        found = call()
-        torch.cuda.synchronize()
-        peak = torch.cuda.max_memory_allocated() - before
+        peak = peak_bytes(run, device)
     else:
-        found = call()
+        run()
+    (found,) = results
     everything = (found.output, *found.states, *found.gradients.values())
     if row.status == "ok" and not all(bool(each.isfinite().all()) for each in everything):
         row.status, row.reason = "wrong", "a number in a row that is not compared is not finite"

@@ -17,27 +17,30 @@ import random
 import statistics
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from fastrnn import measured, testing
-from fastrnn.bench_cases import BASELINE, PEERS, backend_as_peer, layer, request_of
+from fastrnn.bench_cases import BASELINE, PEERS, backend_as_peer, gradients, layer, request_of
+from fastrnn.bench_memory import peak_bytes
+from fastrnn.bench_report import report as report  # beside what it reports on
 from fastrnn.discovery import describe
 from fastrnn.dispatch import clear_decisions, decide
 from fastrnn.doctor import environment
+from fastrnn.floor import Floor, floor_of, operations
 from fastrnn.machine import CACHE_VARIABLE
 from fastrnn.plugins import registry
-from fastrnn.tables import table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from torch import Tensor, nn
 
     from fastrnn.benchmark import Case, Peer
+    from fastrnn.floor import Attained
 
 REPEATS = 15
 """Samples per implementation and case, unless told otherwise."""
@@ -67,6 +70,10 @@ class Row:
     """The median over rounds of torch.nn's time divided by this one's in the same round."""
     is_backend: bool = True
     """Whether it is a backend of fastrnn, and not what they are compared with."""
+    floor: Floor | None = None
+    """The least that the case takes on this machine; None where nobody asked."""
+    peak_bytes: int | None = None
+    """Memory of a call beside its input and weights; None where nobody asked, or counts."""
 
     def quantiles(self) -> tuple[float, float, float] | None:
         """Seconds at 20 %, 50 % and 80 % of the samples."""
@@ -83,11 +90,28 @@ class Row:
         quantiles = self.quantiles()
         return None if quantiles is None else quantiles[1]
 
+    def figures(self) -> dict[str, float]:
+        """What follows from the median, as far as there is one, and the floor."""
+        median, floor = self.median, self.floor
+        found = {}
+        if floor is not None:
+            found["floor_s"] = floor.seconds
+            found |= {f"floor_{name}_s": value for name, value in floor._asdict().items()}
+        if median is not None:
+            found["us_per_step"] = 1e6 * median / self.case.T
+            found["gflops"] = 1e-9 * operations(self.case) / median
+            if floor is not None:
+                found["floor_share"] = floor.seconds / median
+        return found
+
     def record(self) -> dict[str, object]:
         """A flat mapping: the case's fields, then this row's."""
-        rest = {key: value for key, value in asdict(self).items() if key not in ("case", "samples")}
+        apart = ("case", "samples", "floor")
+        rest = {key: value for key, value in asdict(self).items() if key not in apart}
         low, middle, high = self.quantiles() or (None, None, None)
         times = {"median_s": middle, "q20_s": low, "q80_s": high}
+        shares = ("floor_share",) if self.floor is not None else ()
+        times |= {**dict.fromkeys(("us_per_step", "gflops", *shares)), **self.figures()}
         if self.error is not None and not math.isfinite(self.error):
             rest["error"] = None  # JSON has no NaN; status and reason say what happened
         return {**self.case._asdict(), **rest, **times}
@@ -124,6 +148,7 @@ def measure(
     backends: Sequence[str] | None = None,
     peers: Sequence[Peer] = PEERS,
     repeats: int = REPEATS,
+    attained: Mapping[str, Attained] | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> list[Row]:
     """Check and time every implementation of every case.
@@ -133,6 +158,7 @@ def measure(
         backends: names; None for all.
         peers: what they are compared with; torch.nn's layer must be among them.
         repeats: samples per implementation.
+        attained: by dtype, for floors; with them each call's memory is measured, too.
         progress: called with a line before each case.
 
     Raises:
@@ -142,11 +168,17 @@ def measure(
     rows: list[Row] = []
     for case in cases:
         progress(str(case))
-        rows += _measure(case, names, peers, repeats)
+        rows += _measure(case, names, peers, repeats, (attained or {}).get(case.dtype))
     return rows
 
 
-def _measure(case: Case, backends: Sequence[str], peers: Sequence[Peer], repeats: int) -> list[Row]:
+def _measure(
+    case: Case,
+    backends: Sequence[str],
+    peers: Sequence[Peer],
+    repeats: int,
+    attained: Attained | None,
+) -> list[Row]:
     torch.manual_seed(0)
     source = layer(case, "reference")
     weights = [weight.detach() for weight in source.parameters()]
@@ -154,11 +186,14 @@ def _measure(case: Case, backends: Sequence[str], peers: Sequence[Peer], repeats
     request = request_of(case, x, list(source.parameters()))
     decision = decide(request)
     reasons = {c.name: c.reasons for c in decision.candidates}
-    truth = _run(_exact(case, weights), x.cpu().double(), case.mode == "train")
+    truth = _run(_exact(case, weights), x.cpu().double(), case.mode)
     allowed = testing.tolerance(case.torch_dtype, case.T, request.precision)
     own = [backend_as_peer(name, reasons.get(name, ())) for name in backends]
     rows = [Row(case, peer.name, is_backend=False) for peer in peers]
     rows += [Row(case, peer.name, auto=peer.name == decision.backend) for peer in own]
+    if attained is not None:
+        floor = floor_of(case, attained)
+        rows = [replace(row, floor=floor) for row in rows]
     timed: list[tuple[Row, Callable[[], object]]] = []
     for row, peer in zip(rows, (*peers, *own), strict=True):
         try:
@@ -167,11 +202,13 @@ def _measure(case: Case, backends: Sequence[str], peers: Sequence[Peer], repeats
                 continue
             module = peer.build(case)
             load_weights(module, weights)
-            check_row(row, _run(module, x, case.mode == "train"), truth, allowed)
+            check_row(row, _run(module, x, case.mode), truth, allowed)
             if row.status == "ok":
-                call = _call(module, x, case.mode == "train")
+                call = _call(module, x, case.mode)
                 for _ in range(WARM_UP):
                     call()
+                if attained is not None:
+                    row.peak_bytes = peak_bytes(call, case.device)
                 timed.append((row, call))
         except (Exception, SystemExit) as error:  # anybody's bug is a line of the table
             row.status, row.reason = "failed", f"raised {describe(error)}"
@@ -200,14 +237,14 @@ def load_weights(module: nn.Module, weights: Sequence[Tensor]) -> None:
             parameter.copy_(weight)
 
 
-def _run(module: nn.Module, x: Tensor, gradients: bool) -> testing.Result:
-    """Outputs, states and, if wanted, the gradients of all of them by x and the weights."""
-    x = x.clone().requires_grad_(gradients)
-    with torch.set_grad_enabled(gradients):
+def _run(module: nn.Module, x: Tensor, mode: str) -> testing.Result:
+    """Outputs, states and, in training, the gradients of all of them by x and the weights."""
+    x = x.clone().requires_grad_(mode == "train")
+    with gradients(mode):
         output, states = module(x)
     finals = states if isinstance(states, tuple) else (states,)
     found: dict[str, Tensor] = {}
-    if gradients:
+    if mode == "train":
         leaves = {"x": x, **dict(module.named_parameters())}
         generator = torch.Generator().manual_seed(1)
         upstream = [
@@ -243,19 +280,19 @@ def _relative(difference: testing.Difference) -> float:
     return difference.error / difference.allowed
 
 
-def _call(module: nn.Module, x: Tensor, gradients: bool) -> Callable[[], object]:
+def _call(module: nn.Module, x: Tensor, mode: str) -> Callable[[], object]:
     """What is timed: the forward pass, or forward and backward from a gradient of the output."""
-    if not gradients:
+    if mode != "train":
 
         def forward() -> object:
-            with torch.no_grad():
+            with gradients(mode):
                 return module(x)
 
         return forward
     x = x.clone().requires_grad_()
     leaves = [x, *module.parameters()]
-    with torch.no_grad():
-        upstream = torch.randn_like(module(x)[0])
+    # of a call in training, since a compiled module would be compiled once more for another
+    upstream = torch.randn_like(module(x)[0].detach())
 
     def train() -> object:
         return torch.autograd.grad(module(x)[0], leaves, upstream)
@@ -338,55 +375,18 @@ def failures(rows: Sequence[Row], named: Sequence[str] | None) -> list[str]:
     return found
 
 
-def report(rows: Sequence[Row]) -> str:
-    """The table for a person, and below it what could not run and why."""
-    header = [
-        "case", "implementation", "auto", "median ms", "20..80 % ms", "us/step", "speed-up",
-        "error", "note",
-    ]  # fmt: skip
-    lines = []
-    left_out: dict[tuple[str, str], int] = {}
-    for row in rows:
-        if row.status == "cannot run":
-            key = row.implementation, row.reason
-            left_out[key] = left_out.get(key, 0) + 1
-            continue
-        quantiles = row.quantiles()
-        times = ["-", "-", "-"]
-        if quantiles:
-            low, middle, high = (1e3 * seconds for seconds in quantiles)
-            times = [f"{middle:.3f}", f"{low:.3f}..{high:.3f}", f"{1e3 * middle / row.case.T:.2f}"]
-        lines.append(
-            [
-                str(row.case),
-                row.implementation,
-                "*" if row.auto else "",
-                *times,
-                "-" if row.speedup is None else f"{row.speedup:.2f}x",
-                "-" if row.error is None else f"{row.error:.3f}",
-                "" if row.status == "ok" else f"{row.status.upper()}: {row.reason}",
-            ]
-        )
-    case = rows[0].case
-    threads = f", {torch.get_num_threads()} threads" if case.device == "cpu" else ""
-    return "\n".join(
-        [
-            f"{case.dtype} on {case.device}{threads}, torch {torch.__version__}",
-            table(header, lines, "lllrrrrr"),
-            "auto: * is what backend='auto' chooses. speed-up: over torch.nn. error: the largest "
-            "against float64, in parts of what is allowed; above 1 is wrong and gets no time.",
-            *(
-                f"{name} cannot run {count} of the cases: {reason}"
-                for (name, reason), count in left_out.items()
-            ),
-        ]
-    )
-
-
-def write_json(path: Path, rows: Sequence[Row], settings: dict[str, object]) -> None:
+def write_json(
+    path: Path,
+    rows: Sequence[Row],
+    settings: dict[str, object],
+    attained: Mapping[str, Attained] | None = None,
+) -> None:
     """Every row with its samples, what was asked for, and what it was measured on."""
     results = [{**row.record(), "samples_s": row.samples} for row in rows]
-    content = {"environment": environment(), "settings": settings, "results": results}
+    rates = {dtype: each._asdict() for dtype, each in (attained or {}).items()}
+    content = {
+        "environment": environment(), "settings": settings, "attained": rates, "results": results,
+    }  # fmt: skip
     path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 

@@ -14,6 +14,7 @@ from fastrnn.modules import LSTM, RNN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager
 
     from torch import Tensor
 
@@ -21,19 +22,40 @@ if TYPE_CHECKING:
 
 BASELINE = "torch.nn"
 LOOP = "cell loop"
-MODES = {"forward": ("forward",), "train": ("train",), "both": ("forward", "train")}
-
+MODES = {
+    "forward": ("forward",),
+    "inference": ("inference",),
+    "train": ("train",),
+    "both": ("forward", "train"),
+}
+"""What `--mode` may be, and the modes of cases that it stands for."""
+CELLS = ["lstm", "rnn_tanh"]
 
 PRESETS = (
     Preset(
         "quick",
-        "a first impression: ends within 20 s on two cores",
-        Axes(["lstm", "rnn_tanh"], [100], [1, 32], [64]),
+        "a first impression: ends within a minute on two cores",
+        Axes(CELLS, [100], [1, 32], [64]),
     ),
     Preset(
         "cpu",
-        "what a CPU is used for: short to long, one row to a batch, small to large layers",
-        Axes(["lstm", "rnn_tanh"], [20, 100, 500], [1, 8, 32], [64, 256, 512]),
+        "what a CPU is used for: one row or a batch, small to large layers; some five minutes",
+        Axes(CELLS, [20, 100], [1, 16], [64, 256, 512]),
+    ),
+    Preset(
+        "gpu",
+        "any GPU: layers that one multiprocessor holds, and layers that all of them share",
+        Axes(CELLS, [128], [16, 64], [64, 256, 1024]),
+        dtypes=("bfloat16",),
+        device="cuda",
+        peers=("compiled loop",),
+    ),
+    Preset(
+        "h200",
+        "what the kernels are written for: corners of the grid of benchmarks/regimes.py",
+        Axes(CELLS, [128, 1024], [16, 64], [256, 512, 1024]),
+        dtypes=("bfloat16", "float32"),
+        device="cuda",
     ),
 )
 
@@ -94,10 +116,7 @@ class CellLoop(nn.Module):
             states: tuple[Tensor, ...] | None = None
             steps = []
             for x_t in reversed(x.unbind(0)) if reverse else x.unbind(0):
-                if self.is_lstm:
-                    states = cell(x_t, states)
-                else:
-                    states = (cell(x_t, None if states is None else states[0]),)
+                states = self.step(cell, x_t, states)
                 steps.append(states[0])
             assert states is not None
             finals.append(states)
@@ -108,20 +127,29 @@ class CellLoop(nn.Module):
         stacked = tuple(torch.stack(each) for each in zip(*finals, strict=True))
         return x, (stacked[0], stacked[1]) if self.is_lstm else stacked[0]
 
+    def step(
+        self, cell: nn.Module, x_t: Tensor, states: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, ...]:
+        """The states of a cell after x_t (B, I); before the first step they are None, for zeros."""
+        if self.is_lstm:
+            after: tuple[Tensor, Tensor] = cell(x_t, states)
+            return after
+        return (cell(x_t, None if states is None else states[0]),)
+
 
 def baseline(case: Case) -> nn.Module:
     """torch.nn's layer for a case, with torch's own random weights."""
     sizes = (case.I, case.H, case.layers)
     if case.cell == "lstm":
-        return _placed(nn.LSTM(*sizes, bidirectional=case.bidirectional), case)
+        return placed(nn.LSTM(*sizes, bidirectional=case.bidirectional), case)
     nonlinearity = case.cell.removeprefix("rnn_")
     layer = nn.RNN(*sizes, nonlinearity=nonlinearity, bidirectional=case.bidirectional)
-    return _placed(layer, case)
+    return placed(layer, case)
 
 
 def cell_loop(case: Case) -> nn.Module:
     """A loop over torch.nn's cells for a case."""
-    return _placed(CellLoop(case), case)
+    return placed(CellLoop(case), case)
 
 
 def torch_lacks(case: Case) -> list[str]:
@@ -146,7 +174,7 @@ def layer(case: Case, backend: str) -> LSTM | RNN:
             case.I, case.H, case.layers, nonlinearity=case.cell.removeprefix("rnn_"),
             bidirectional=case.bidirectional, backend=backend,
         )  # fmt: skip
-    _placed(built, case)
+    placed(built, case)
     return built
 
 
@@ -155,14 +183,22 @@ def backend_as_peer(backend: str, reasons: Sequence[str]) -> Peer:
     return Peer(backend, "", lambda case: layer(case, backend), lambda case: reasons)
 
 
-def _placed(module: nn.Module, case: Case) -> nn.Module:
+def placed(module: nn.Module, case: Case) -> nn.Module:
+    """A module on a case's device, of its dtype, and in the mode that torch.nn's has."""
     return module.to(case.device, case.torch_dtype).train(case.mode == "train")
+
+
+def gradients(mode: str) -> AbstractContextManager[None]:
+    """Within it, calls are those of a mode: gradients are recorded in training only."""
+    return (
+        torch.inference_mode() if mode == "inference" else torch.set_grad_enabled(mode == "train")
+    )
 
 
 def request_of(case: Case, x: Tensor, weights: Sequence[Tensor]) -> Request:
     """The request that a call of fastrnn's layer makes."""
     training = case.mode == "train"
-    with torch.set_grad_enabled(training):
+    with gradients(case.mode):
         states = (x.new_zeros(case.layers * case.spec.directions, case.B, case.H),)
         return make_request(case.spec, x, None, states, weights, False, 0.0, training)
 

@@ -9,24 +9,37 @@ from __future__ import annotations
 import reprlib
 from typing import TypeVar
 
-from fastrnn import bench_cases
+from fastrnn import bench_cases, bench_compiled, bench_flashrnn
 from fastrnn.benchmark import Axes, Peer, Preset
+from fastrnn.cli_common import DTYPES
 from fastrnn.discovery import as_problem, reason
 from fastrnn.plugins import registry
 from fastrnn.request import GATES
 
+DEVICES = ("cpu", "cuda")
+
 _Named = TypeVar("_Named", Peer, Preset)
+
+
+ALL = "all"
+"""What stands for every peer in `--peers`."""
 
 
 def peers() -> dict[str, Peer]:
     """Every peer by name, torch.nn's first."""
-    taken = dict.fromkeys(registry().backends, "a backend")
-    return _all("fastrnn_benchmark_peers", Peer, bench_cases.PEERS, taken)
+    taken = {**dict.fromkeys(registry().backends, "a backend"), ALL: "all of them"}
+    own: tuple[Peer, ...] = (*bench_cases.PEERS, bench_compiled.PEER)
+    if bench_flashrnn.installed():
+        own += (bench_flashrnn.PEER,)
+    return _all("fastrnn_benchmark_peers", Peer, own, taken)
 
 
 def presets() -> dict[str, Preset]:
     """Every preset by name, fastrnn's own first."""
-    return _all("fastrnn_benchmark_cases", Preset, bench_cases.PRESETS, {})
+    own: tuple[Preset, ...] = bench_cases.PRESETS
+    if bench_flashrnn.installed():
+        own += (bench_flashrnn.PRESET,)
+    return _all("fastrnn_benchmark_cases", Preset, own, {})
 
 
 def _all(
@@ -70,6 +83,15 @@ def _check_axes(preset: Preset) -> None:
     if unknown:
         raise ValueError(
             f"preset {preset.name!r}: no cell {unknown[0]!r}; expected one of {', '.join(GATES)}"
+        )
+    for dtype in preset.dtypes:
+        if dtype not in DTYPES:
+            raise ValueError(
+                f"preset {preset.name!r}: no dtype {dtype!r}; expected one of {', '.join(DTYPES)}"
+            )
+    if preset.device not in DEVICES:
+        raise ValueError(
+            f"preset {preset.name!r}: the device is {preset.device!r}; expected cpu or cuda"
         )
     sizes = [*axes.T, *axes.B, *axes.H, preset.layers, preset.input_size or 1]
     if not all(isinstance(size, int) and size > 0 for size in sizes):

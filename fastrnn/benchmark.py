@@ -36,7 +36,8 @@ class Case(NamedTuple):
 
     cell: str
     mode: str
-    """`forward` (no gradients) or `train` (forward and backward)."""
+    """`forward` (no gradients), `inference` (the same under `torch.inference_mode`) or `train`
+    (forward and backward)."""
     T: int
     B: int
     I: int
@@ -73,7 +74,7 @@ class Case(NamedTuple):
 class Preset:
     """Cases under a name, for `fastrnn bench --preset NAME`; other arguments override what it says.
 
-    Mode, dtype and device are whatever the command is told.
+    The mode is whatever the command is told.
     """
 
     name: str
@@ -84,6 +85,12 @@ class Preset:
     """I; as large as H if None."""
     layers: int = 1
     bidirectional: bool = False
+    dtypes: Sequence[str] = ("float32",)
+    """Names of torch dtypes; every case is measured in each."""
+    device: str = "cpu"
+    """`cpu` or `cuda`."""
+    peers: Sequence[str] = ()
+    """Peers that are compared beside those that always are; see `Peer.on_demand`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,3 +113,5 @@ class Peer:
     the final states, (h_n, c_n) or h_n, all of which have gradients where `mode` is `train`."""
     can_run: Callable[[Case], Sequence[str]] = lambda case: ()
     """Every reason why a case cannot be run, each a clause; none means that it can."""
+    on_demand: bool = False
+    """Compared only where `--peers` or a preset names it: one that takes long to get ready."""

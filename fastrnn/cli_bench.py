@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fastrnn import bench, bench_cases, bench_hooks, cli_common, measured
+from fastrnn import bench, bench_cases, bench_hooks, bench_plot, cli_common, floor, measured
 from fastrnn.cli_common import comma_separated, integer, print_json
 from fastrnn.machine import present_devices
 from fastrnn.plugins import registry
@@ -21,7 +21,7 @@ from fastrnn.tune import tune
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from fastrnn.benchmark import Case
+    from fastrnn.benchmark import Case, Peer
     from fastrnn.cli_common import Parser
     from fastrnn.measured import Store
     from fastrnn.tune import Outcome
@@ -30,12 +30,18 @@ if TYPE_CHECKING:
 def add_bench_arguments(parser: Parser) -> None:
     """The arguments of `fastrnn bench`."""
     _add_problem_arguments(parser)
-    what = "what backends are compared with (default: all; torch.nn always is)"
-    peer = comma_separated(_known("peer", bench_hooks.peers))
-    parser.add_argument("--peers", type=peer, metavar="NAME,...", help=what)
+    what = (
+        "what backends are compared with; torch.nn always is (default: all but those that take "
+        "long to get ready, see --list, unless the preset has them)"
+    )
+    peer = comma_separated(_known("peer", _peers_and_all))
+    parser.add_argument("--peers", type=peer, metavar="NAME,...|all", help=what)
     parser.add_argument("--list", action="store_true", help="show presets and peers, and end")
-    parser.add_argument("--json", type=cli_common.writable, metavar="FILE")
-    parser.add_argument("--csv", type=cli_common.writable, metavar="FILE")
+    what = "every row with its samples, the floors, and what they were measured on"
+    parser.add_argument("--json", type=cli_common.writable, metavar="FILE", help=what)
+    parser.add_argument("--csv", type=cli_common.writable, metavar="FILE", help="every row")
+    what = "draw time against H, B or T, whichever vary (.png, .svg, .pdf); needs matplotlib"
+    parser.add_argument("--plot", type=cli_common.writable, metavar="FILE", help=what)
 
 
 def add_tune_arguments(parser: Parser) -> None:
@@ -61,11 +67,19 @@ def _add_problem_arguments(parser: Parser) -> None:
     parser.add_argument("--I", type=integer(1), metavar="N", help="inputs (default: as H)")
     parser.add_argument("--layers", type=integer(1), metavar="N", help="(default: 1)")
     parser.add_argument("--bidirectional", action="store_true")
-    parser.add_argument("--dtype", choices=cli_common.DTYPES, default="float32")
-    parser.add_argument("--mode", choices=tuple(bench_cases.MODES), default="both")
+    dtype = comma_separated(_dtype)
+    what = f"{', '.join(cli_common.DTYPES)} (default: the preset's)"
+    parser.add_argument("--dtype", type=dtype, metavar="NAME,...", help=what)
+    what = (
+        "forward: a pass in eval mode without gradients; inference: the same under "
+        "torch.inference_mode; train: forward and backward; both: forward and train (default)"
+    )
+    modes = tuple(bench_cases.MODES)
+    parser.add_argument("--mode", choices=modes, default="both", help=what)
     parser.add_argument("--backends", type=backend, metavar="NAME,...")
     device = cli_common.present_device
-    parser.add_argument("--device", type=device, default="cpu", metavar="cpu|cuda")
+    what = "(default: the preset's)"
+    parser.add_argument("--device", type=device, metavar="cpu|cuda", help=what)
     parser.add_argument("--threads", type=integer(1), metavar="N", help="of the CPU")
     parser.add_argument("--repeats", type=integer(1), default=bench.REPEATS, metavar="N")
 
@@ -75,26 +89,46 @@ def run_bench(options: argparse.Namespace) -> int:
     if options.list:
         return _list_offers()
     cases = _cases(options)
-    peers = bench_hooks.peers()
-    named = peers if options.peers is None else [bench_cases.BASELINE, *options.peers]
-    beside = [peer for name, peer in peers.items() if name in named]
+    if options.plot and (complaint := bench_plot.complaint(options.plot, cases)):
+        options.parser.error(f"argument --plot: {complaint}")
+    beside, left_out = _peers(options)
     with _threads(options.threads):
         with Progress(len(cases)) as progress:
+            attained = {case.dtype: floor.attained_for(case) for case in cases}
             rows = bench.measure(
                 cases, backends=options.backends, peers=beside, repeats=options.repeats,
-                progress=progress.step,
+                attained=attained, progress=progress.step,
             )  # fmt: skip
         print(bench.report(rows))
+        if left_out:
+            print(f"left out, since it takes long to get ready: {', '.join(left_out)} "
+                  "(--peers all has it)")  # fmt: skip
         settings = {
             key: value
             for key, value in vars(options).items()
-            if key not in ("command", "parser", "json", "csv", "list")
+            if key not in ("command", "parser", "json", "csv", "plot", "list")
         }
         if options.json:
-            bench.write_json(options.json, rows, settings)
+            bench.write_json(options.json, rows, settings, attained)
         if options.csv:
             bench.write_csv(options.csv, rows)
+        if options.plot:
+            bench_plot.plot(options.plot, rows)
     return _end(bench.failures(rows, options.backends))
+
+
+def _peers(options: argparse.Namespace) -> tuple[list[Peer], list[str]]:
+    """What backends are compared with, and the names of what nobody asked for."""
+    peers = bench_hooks.peers()
+    if options.peers is None:
+        preset = bench_hooks.presets()[options.preset]
+        named = [n for n, peer in peers.items() if not peer.on_demand or n in preset.peers]
+    elif bench_hooks.ALL in options.peers:
+        named = list(peers)
+    else:
+        named = [bench_cases.BASELINE, *options.peers]
+    left_out = [n for n in peers if n not in named] if options.peers is None else []
+    return [peer for name, peer in peers.items() if name in named], left_out
 
 
 def run_tune(options: argparse.Namespace) -> int:
@@ -119,16 +153,40 @@ def run_tune(options: argparse.Namespace) -> int:
 
 
 def _cases(options: argparse.Namespace) -> list[Case]:
+    """What the options ask for, which are then complete."""
     preset = bench_hooks.presets()[options.preset]
     axes = preset.axes
     given = {axis: getattr(options, axis) for axis in axes._fields if getattr(options, axis)}
-    return bench_cases.cases(
-        axes._replace(**given),
-        mode=options.mode, input_size=options.I or preset.input_size,
-        layers=options.layers or preset.layers,
-        bidirectional=options.bidirectional or preset.bidirectional,
-        dtype=options.dtype, device=options.device,
-    )  # fmt: skip
+    options.dtype = options.dtype or list(preset.dtypes)
+    if options.device is None:
+        options.device = preset.device
+        if preset.device not in {device for device, _ in present_devices()}:
+            options.parser.error(
+                f"argument --preset: got {preset.name!r}, which is for {preset.device}, and torch "
+                "sees no GPU here (--device cpu measures it on the CPU)"
+            )
+    return [
+        case
+        for dtype in options.dtype
+        for case in bench_cases.cases(
+            axes._replace(**given),
+            mode=options.mode, input_size=options.I or preset.input_size,
+            layers=options.layers or preset.layers,
+            bidirectional=options.bidirectional or preset.bidirectional,
+            dtype=dtype, device=options.device,
+        )
+    ]  # fmt: skip
+
+
+def _dtype(text: str) -> str:
+    if text not in cli_common.DTYPES:
+        expected = ", ".join(cli_common.DTYPES)
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected one of {expected}")
+    return text
+
+
+def _peers_and_all() -> dict[str, object]:
+    return {**bench_hooks.peers(), bench_hooks.ALL: None}
 
 
 def _known(kind: str, offers: Callable[[], Mapping[str, object]]) -> Callable[[str], str]:
@@ -146,8 +204,11 @@ def _known(kind: str, offers: Callable[[], Mapping[str, object]]) -> Callable[[s
 def _list_offers() -> int:
     rows = [[preset.name, preset.summary] for preset in bench_hooks.presets().values()]
     print(table(["preset", "cases"], rows), end="\n\n")
-    rows = [[peer.name, peer.summary] for peer in bench_hooks.peers().values()]
-    print(table(["peer", "what it is"], rows))
+    rows = [
+        [peer.name, "named or all" if peer.on_demand else "always", peer.summary]
+        for peer in bench_hooks.peers().values()
+    ]
+    print(table(["peer", "compared", "what it is"], rows))
     return 0
 
 

@@ -69,7 +69,7 @@ def row_of(rows, implementation):
     return row
 
 
-@pytest.mark.parametrize("mode", ["forward", "train"])
+@pytest.mark.parametrize("mode", ["forward", "inference", "train"])
 @pytest.mark.parametrize("cell", ["lstm", "rnn_tanh", "rnn_relu"])
 @pytest.mark.parametrize(("layers", "bidirectional"), [(1, False), (2, True)])
 def test_every_implementation_is_right_and_timed(cell, mode, layers, bidirectional):
@@ -239,9 +239,9 @@ def test_losers_are_shown_as_winners_are():
     rows[2].auto = True
     bench.compare_rows(rows)
     assert [row.speedup for row in rows] == [1, 2, 0.25]
-    lines = report(rows).splitlines()[3:6]
-    assert [line.split()[-2] for line in lines] == ["1.00x", "2.00x", "0.25x"]
-    assert "2.000  2.000..2.000   400.00" in lines[0]
+    lines = report(rows).splitlines()[5:8]
+    assert [line.split()[-3] for line in lines] == ["1.00x", "2.00x", "0.25x"]
+    assert "2.000  2.000..2.000     1.00x   400.00" in lines[0]
     assert ["*" in line for line in lines] == [False, False, True]
 
 
@@ -262,6 +262,24 @@ def test_what_cannot_run_is_said_once(fault):
     assert "x cannot run 2 of the cases: no GPU" in text
 
 
+@pytest.mark.parametrize("mode", ["forward", "inference", "train"])
+def test_what_is_timed_is_the_mode_that_was_asked_for(mode):
+    seen = []
+
+    class Module(torch.nn.Linear):
+        def forward(self, x):
+            seen.append((torch.is_grad_enabled(), torch.is_inference_mode_enabled()))
+            return super().forward(x), x
+
+    x = torch.randn(5, 3, 4)
+    made = bench._call(Module(4, 6), x, mode)()
+    assert seen[-1] == (mode == "train", mode == "inference")
+    if mode == "train":
+        assert [each.shape for each in made] == [(5, 3, 4), (6, 4), (6,)]
+    else:
+        assert made[0].is_inference() == (mode == "inference")
+
+
 def test_the_loop_over_cells_is_torchs_layer():
     torch.manual_seed(0)
     case = CASE._replace(layers=2, bidirectional=True)
@@ -276,11 +294,15 @@ def test_the_request_is_the_one_that_a_call_makes(monkeypatch):
     original = bench_cases.make_request
     monkeypatch.setattr("fastrnn.calls.make_request",
                         lambda *a: seen.append(original(*a)) or seen[-1])  # fmt: skip
-    for mode in ("forward", "train"):
+    for mode in ("forward", "inference", "train"):
         case = CASE._replace(mode=mode, layers=2, bidirectional=True)
         module = bench_cases.layer(case, "reference")
         x = torch.randn(5, 3, 4, requires_grad=mode == "train")
-        with torch.set_grad_enabled(mode == "train"):
+        with (
+            torch.inference_mode()
+            if mode == "inference"
+            else torch.set_grad_enabled(mode == "train")
+        ):
             module(x)
         assert bench_cases.request_of(case, x, list(module.parameters())) == seen[-1]
 
@@ -310,6 +332,12 @@ def test_files_say_what_was_measured_on_what(fault, tmp_path):
     assert len(by_name["torch.nn"]["samples_s"]) == 3
     assert by_name["torch.nn"].keys() >= {"T", "B", "dtype", "median_s", "q20_s", "speedup"}
     assert (by_name["faulty"]["error"], by_name["faulty"]["status"]) == (None, "wrong")
+    assert content["attained"] == {}
+    torchs = by_name["torch.nn"]
+    assert torchs["us_per_step"] == pytest.approx(1e6 * torchs["median_s"] / 5)
+    operations = 2 * 3 * 5 * 3 * 4 * 6 * (4 + 6)
+    assert torchs["gflops"] == pytest.approx(1e-9 * operations / torchs["median_s"])
+    assert by_name["faulty"]["gflops"] is None
     bench.write_csv(tmp_path / "results.csv", rows)
     with (tmp_path / "results.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
@@ -320,9 +348,10 @@ def test_files_say_what_was_measured_on_what(fault, tmp_path):
 def test_the_gradient_check_covers_inputs_and_all_weights():
     case = CASE._replace(layers=2, bidirectional=True)
     module = bench_cases.layer(case, "reference")
-    got = bench._run(module, torch.randn(5, 3, 4), gradients=True)
+    got = bench._run(module, torch.randn(5, 3, 4), "train")
     assert len(got.gradients) == 1 + len(list(module.parameters()))
-    assert bench._run(module, torch.randn(5, 3, 4), gradients=False).gradients == {}
+    for mode in ("forward", "inference"):
+        assert bench._run(module, torch.randn(5, 3, 4), mode).gradients == {}
 
 
 @pytest.mark.slow

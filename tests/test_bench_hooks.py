@@ -20,6 +20,7 @@ install = pytest.fixture(installing)
 CASE = Case("rnn_tanh", "train", 3, 2, 4, 4, 1, False, "float32", "cpu")
 AXES = Axes(["lstm"], [1], [1], [1])
 TORCH = PEERS[0]
+OWN = ["torch.nn", "cell loop", "compiled loop"]
 
 
 @pytest.fixture
@@ -48,7 +49,8 @@ def asked(function):
 def test_a_peer_is_checked_and_timed_like_a_backend(installed):
     rows = bench.measure(
         [CASE, CASE._replace(mode="forward"), CASE._replace(cell="lstm")],
-        backends=["reference"], peers=list(bench_hooks.peers().values()), repeats=2,
+        backends=["reference"], repeats=2,
+        peers=[each for each in bench_hooks.peers().values() if not each.on_demand],
     )  # fmt: skip
     names = ["torch.nn", "cell loop", "own loop", "raises", "wrong", "reference"]
     assert [row.implementation for row in rows] == 3 * names
@@ -114,8 +116,9 @@ def test_peers_are_chosen_by_name_and_torch_is_always_there(installed, capsys):
     assert "cell loop" not in out
     with pytest.raises(SystemExit):
         cli.main([*command, "--peers", "apex"])
-    assert "argument --peers: got 'apex', expected a peer: torch.nn, cell loop, own loop," in (
-        capsys.readouterr().err
+    assert (
+        "argument --peers: got 'apex', expected a peer: torch.nn, cell loop, compiled loop, own"
+        in (capsys.readouterr().err)
     )
 
 
@@ -127,7 +130,8 @@ def test_the_list_says_what_there_is(installed, capsys):
         assert each.summary in out
     lines = [line.split() for line in out.splitlines()]
     assert ["speech", "two", "layers", "over", "80", "features"] in lines
-    assert ["own", "loop", "a", "loop", "over", "time"] in lines
+    assert ["own", "loop", "always", "a", "loop", "over", "time"] in lines
+    assert ["compiled", "loop", "named", "or", "all"] in [line[:5] for line in lines]
 
 
 def test_hooks_are_asked_by_the_command_only(install):
@@ -152,6 +156,7 @@ def test_hooks_are_asked_by_the_command_only(install):
         ([7], "fastrnn_benchmark_peers returned 7, expected instances of Peer"),
         ([Peer("aten", "", TORCH.build)], "the name 'aten' is that of a backend"),
         ([Peer("torch.nn", "", TORCH.build)], "the name 'torch.nn' is that of another peer"),
+        ([Peer("all", "", TORCH.build)], "the name 'all' is that of all of them"),
         ([Peer("a,b", "", TORCH.build)], "the name 'a,b' is not allowed"),
         ([Peer("", "", TORCH.build)], "the name '' is not allowed"),
     ],
@@ -164,7 +169,7 @@ def test_what_is_wrong_with_a_peer_is_reported_once(install, peers, text):
         "plugin 'benches' (from Python): not all of its benchmarks are used: "
     )
     assert text in warning
-    assert list(found) == ["torch.nn", "cell loop", *["good"] * (peers is not None)]
+    assert list(found) == [*OWN, *["good"] * (peers is not None)]
     assert found["torch.nn"] is TORCH
     assert asked(bench_hooks.peers) == (found, [])
 
@@ -177,6 +182,8 @@ def test_what_is_wrong_with_a_peer_is_reported_once(install, peers, text):
         (Preset("x", "", AXES._replace(cell=["ltsm"])), "no cell 'ltsm'; expected one of lstm"),
         (Preset("x", "", AXES._replace(T=[])), "an axis is empty"),
         (Preset("x", "", AXES._replace(B=[0])), "a size is not an integer of at least 1"),
+        (Preset("x", "", AXES, dtypes=["int8"]), "no dtype 'int8'; expected one of float32"),
+        (Preset("x", "", AXES, device="tpu"), "the device is 'tpu'; expected cpu or cuda"),
         (Preset("x", "", AXES, layers=0), "a size is not an integer of at least 1"),
     ],
 )
@@ -197,7 +204,7 @@ def test_a_hook_that_raises_loses_nothing_of_what_came_before(install):
     module.fastrnn_benchmark_peers = hookimpl(peers)
     plugins.register(module)
     found, (warning,) = asked(bench_hooks.peers)
-    assert list(found) == ["torch.nn", "cell loop", "first"]
+    assert list(found) == [*OWN, "first"]
     assert "fastrnn_benchmark_peers raised RuntimeError: and no more" in warning
 
 

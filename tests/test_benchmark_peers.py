@@ -1,4 +1,4 @@
-"""benchmarks.peer: FlashRNN, by an implementation of what its documentation promises."""
+"""FlashRNN as a peer, by an implementation of what its documentation promises."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from benchmark_cases import CASES, TRAIN
 from benchmarks import one_case, outlook, peer
-from fastrnn import bench, bench_hooks, plugins
+from fastrnn import bench, bench_flashrnn, bench_hooks
 from fastrnn.bench_cases import baseline
 from fastrnn.benchmark import Case
 
@@ -44,9 +44,9 @@ def installed(monkeypatch):
     module = types.ModuleType("flashrnn")
     module.flashrnn = flashrnn
     monkeypatch.setitem(sys.modules, "flashrnn", module)
-    peer.absent.cache_clear()
+    bench_flashrnn.absent.cache_clear()
     yield module
-    peer.absent.cache_clear()
+    bench_flashrnn.absent.cache_clear()
 
 
 @pytest.mark.parametrize("cell", ["lstm", "rnn_tanh"])
@@ -63,14 +63,14 @@ def test_flashrnn_is_given_torchs_layer(cell):
 
 
 def test_whether_flashrnn_is_there(installed, monkeypatch):
-    assert peer.absent() is None
+    assert bench_flashrnn.absent() is None
     del installed.flashrnn  # a namesake
-    peer.absent.cache_clear()
-    assert "flashrnn cannot be imported: AttributeError" in peer.absent()
+    bench_flashrnn.absent.cache_clear()
+    assert "flashrnn cannot be imported: AttributeError" in bench_flashrnn.absent()
     monkeypatch.setitem(sys.modules, "flashrnn", None)
-    peer.absent.cache_clear()
-    assert "flashrnn cannot be imported: ModuleNotFoundError" in peer.absent()
-    assert one_case.reason_against(TRAIN[0], peer.PEER) == peer.absent()
+    bench_flashrnn.absent.cache_clear()
+    assert "flashrnn cannot be imported: ModuleNotFoundError" in bench_flashrnn.absent()
+    assert one_case.reason_against(TRAIN[0], peer.PEER) == bench_flashrnn.absent()
 
 
 def test_flashrnn_stands_beside_few_cases_and_its_compiler_counts(installed, monkeypatch):
@@ -80,41 +80,41 @@ def test_flashrnn_stands_beside_few_cases_and_its_compiler_counts(installed, mon
         assert beside[0] == cases[0]
     there = outlook.expected_seconds(TRAIN[0], 1)
     monkeypatch.setitem(sys.modules, "flashrnn", None)
-    peer.absent.cache_clear()
+    bench_flashrnn.absent.cache_clear()
     assert there - outlook.expected_seconds(TRAIN[0], 1) == pytest.approx(peer.BUILD_SECONDS)
 
 
-@pytest.fixture
-def registered(installed):
-    plugins.reset()
-    plugins.register(peer)
-    yield
-    plugins.reset()
-
-
-@pytest.mark.usefixtures("registered")
-def test_as_a_plugin_flashrnn_stands_beside_the_backends():
+@pytest.mark.usefixtures("installed")
+def test_where_it_is_installed_flashrnn_stands_beside_the_backends():
     found = bench_hooks.peers()
-    assert list(found) == ["torch.nn", "cell loop", peer.PEER]
+    assert list(found) == ["torch.nn", "cell loop", "compiled loop", peer.PEER]
+    assert not found[peer.PEER].on_demand
     flashrnn = dataclasses.replace(found[peer.PEER], can_run=lambda case: [])  # no GPU is here
     rows = bench.measure([PEER_CASE], backends=[], peers=[found["torch.nn"], flashrnn], repeats=1)
     assert [(row.implementation, row.status) for row in rows] == [
         ("torch.nn", "ok"), (peer.PEER, "ok"),
     ]  # fmt: skip
     assert rows[1].samples
-    assert bench_hooks.presets()["flashrnn"].axes.H == [768]
+    preset = bench_hooks.presets()["flashrnn"]
+    assert (preset.axes.H, preset.device, preset.dtypes) == ([768], "cuda", ("bfloat16",))
+
+
+def test_where_it_is_not_installed_it_is_not_offered(monkeypatch):
+    monkeypatch.setitem(sys.modules, "flashrnn", None)
+    assert peer.PEER not in bench_hooks.peers()
+    assert "flashrnn" not in bench_hooks.presets()
 
 
 @pytest.mark.usefixtures("installed")
 def test_flashrnn_says_what_it_cannot_run(monkeypatch):
     on_gpu = PEER_CASE._replace(device="cuda")
-    assert peer.reasons_against(on_gpu) == []
+    assert bench_flashrnn.reasons_against(on_gpu) == []
     other = on_gpu._replace(cell="rnn_relu", layers=2, device="cpu")
-    assert peer.reasons_against(other) == [
+    assert bench_flashrnn.reasons_against(other) == [
         "cell is rnn_relu; lstm or rnn_tanh is compared",
         "it takes one layer in one direction",
         "device is cpu; needs cuda",
     ]
     monkeypatch.setitem(sys.modules, "flashrnn", None)
-    peer.absent.cache_clear()
-    assert "flashrnn cannot be imported" in peer.reasons_against(on_gpu)[0]
+    bench_flashrnn.absent.cache_clear()
+    assert "flashrnn cannot be imported" in bench_flashrnn.reasons_against(on_gpu)[0]
