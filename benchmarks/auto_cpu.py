@@ -2,79 +2,142 @@
 
     python -m benchmarks.auto_cpu --threads 1 --out benchmarks/results/cpu/FILE.json
 
-Every round runs two layers of torch.nn and two of fastrnn, all with the same values in weights of
-their own, in random order: whoever shares memory, or runs more often, finds more in the caches.
-Figures are medians over rounds: `ratio` of the geometric means, `noise` of one torch.nn to the
-other, which is how far a ratio can be off for no reason. A case that looks behind is measured
-twice more with new layers, since where memory happens to lie counts for some per cent, and the
-median of the three ratios stands. A case is behind if that is above 1.03 and its excess over 1
+Figures are medians over rounds (`pairs`): `ratio` of fastrnn's time to torch.nn's, `noise` of one
+torch.nn to another, which is how far a ratio can be off for no reason. A case that looks behind is
+measured twice more with new layers, since where memory happens to lie counts for some per cent, and
+the median of the three ratios stands. A case is behind if that is above 1.03 and its excess over 1
 more than twice its noise.
+
+`--out` is written after every case, and a run goes on with what it finds there. Ctrl-C ends it.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
-import itertools
 import json
 import math
-import random
-import statistics
+import os
 import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import nn
 
-import fastrnn
+from benchmarks import auto_summary, pairs
+from benchmarks.auto_cases import CELLS, KINDS, MODES, Case, expected_seconds, grid, pair, refusal
 from fastrnn.bench import as_installed
+from fastrnn.discovery import describe
 from fastrnn.doctor import environment
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-GRID: dict[str, Sequence[Any]] = {
-    "cell": ("lstm", "rnn_tanh"),
-    "mode": ("forward", "train"),
-    "T": (1, 20, 100),
-    "B": (1, 8, 32, 128),
-    "H": (32, 128, 512),
-}
 BEHIND = 1.03
-SAMPLE_SECONDS = 2e-3
-"""Least length of a sample; shorter calls are repeated within one."""
+SAME = ("fastrnn", "commit", "torch", "cpu", "threads")
+"""What of the environment must be the same for a file to go on."""
+MODULE_SECONDS = 0.05
+"""What it takes to make the modules of a case, about."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure, print and write; exits with 1 if a case is behind."""
-    parser = argparse.ArgumentParser(prog="auto_cpu", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--seconds", type=float, default=1.5, help="per case, at least 7 rounds")
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args(arguments)
+    """Measure, print and write; exits with 1 if a case is behind or failed, 130 after Ctrl-C."""
+    options = parse(arguments)
     torch.set_num_threads(options.threads)
-    rows = []
-    with as_installed():
-        for values in itertools.product(*GRID.values()):
-            case = dict(zip(GRID, values, strict=True))
-            row = {**case, **measure_again_if_behind(case, options.seconds)}
-            rows.append(row)
-            print(line(row), flush=True)
-    behind = [row for row in rows if row["behind"]]
-    print(summary(rows))
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        content = {
-            "environment": environment(), "threads": options.threads, "rows": rows,
-            "behind": len(behind),
-        }  # fmt: skip
-        options.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    return int(bool(behind))
+    try:
+        result = resume(options.out, {"environment": environment(), "rows": []})
+    except (OSError, ValueError) as error:
+        print(f"auto_cpu: error: {error}", file=sys.stderr)
+        return 2
+    done = {case_of(row) for row in result["rows"]}
+    chosen, left_out = choose(options)
+    left = [case for case in chosen if case not in done]
+    print(f"{len(left)} cases, {minutes(left, options.seconds):.0f} minutes, about", flush=True)
+    if options.dry_run:
+        print("\n".join(f"{case}, a call {expected_seconds(case):.2g} s" for case in left))
+        return 0
+    interrupted = False
+    try:
+        with as_installed():
+            for case in left:
+                row = row_of(case, options.seconds)
+                result["rows"].append(row)
+                write(options.out, result, left_out)
+                print(auto_summary.line(row), flush=True)
+    except KeyboardInterrupt:
+        interrupted = True
+    done = {case_of(row) for row in result["rows"]}
+    left_out["not reached"] = [case for case in chosen if case not in done]
+    left_out = {why: [c for c in cases if c not in done] for why, cases in left_out.items()}
+    write(options.out, result, left_out)
+    print(auto_summary.summary(result["rows"], left_out))
+    bad = any(row.get("behind") or "failed" in row for row in result["rows"])
+    return 130 if interrupted else int(bad)
 
 
-def measure_again_if_behind(case: dict[str, Any], seconds: float) -> dict[str, Any]:
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="auto_cpu", description=(__doc__ or "").split("\n")[0])
+    kinds = list(dict.fromkeys(kind for kinds in KINDS.values() for kind in kinds))
+    parser.add_argument("--threads", type=positive, default=torch.get_num_threads())
+    parser.add_argument("--seconds", type=float, default=1.5, help="per case, about (see pairs)")
+    parser.add_argument("--out", type=Path, help="JSON; goes on with what is there")
+    parser.add_argument("--cell", choices=CELLS, action="append", help="more than once for more")
+    parser.add_argument("--mode", choices=MODES, action="append")
+    parser.add_argument("--kind", choices=kinds, action="append")
+    parser.add_argument("--max-seconds-per-call", type=float, default=math.inf, metavar="S",
+                        help="leave out what is expected to take longer")  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true", help="list the cases, dearest last")
+    return parser.parse_args(arguments)
+
+
+def positive(text: str) -> int:
+    """A number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected an int of 1 or more, got {text!r}")
+    return int(text)
+
+
+def choose(options: argparse.Namespace) -> tuple[list[Case], dict[str, list[Case]]]:
+    """The cases to measure, and those that are not, by the reason."""
+    chosen: list[Case] = []
+    left_out: dict[str, list[Case]] = {}
+    limit = options.max_seconds_per_call
+    for case in grid():
+        why = refusal(case)
+        for name in ("cell", "mode", "kind"):
+            asked = getattr(options, name)
+            if asked and getattr(case, name) not in asked:
+                why = f"--{name} {' '.join(asked)}"
+        if why is None and expected_seconds(case) > limit:
+            why = f"a call is expected to take more than {limit:g} s"
+        if why is None:
+            chosen.append(case)
+        else:
+            left_out.setdefault(why, []).append(case)
+    return chosen, left_out
+
+
+def minutes(cases: list[Case], seconds: float) -> float:
+    """How long it takes to measure them, about, with one thread."""
+    total = 0.0
+    for case in cases:
+        once = expected_seconds(case)
+        if once > pairs.ENDLESS_SECONDS:
+            calls = 4
+        elif once > pairs.LONG_SECONDS:
+            calls = 3 + 4 * max(3, round(seconds / (4 * once)))
+        else:
+            calls = 11 + max(28, math.ceil(seconds / once))
+        total += MODULE_SECONDS + calls * once
+    return total / 60
+
+
+def row_of(case: Case, seconds: float) -> dict[str, Any]:
+    """A case and what was found, or what it raised: one failure does not end a grid."""
+    try:
+        return {**case._asdict(), **measure_again_if_behind(case, seconds)}
+    except Exception as error:
+        return {**case._asdict(), "failed": describe(error)}
+
+
+def measure_again_if_behind(case: Case, seconds: float) -> dict[str, Any]:
     """The first measurement, or the middle one of three where the first looks behind."""
     found = [measure(case, seconds)]
     while found[0]["behind"] and len(found) < 3:
@@ -83,91 +146,64 @@ def measure_again_if_behind(case: dict[str, Any], seconds: float) -> dict[str, A
     return {**middle, "ratios": [row["ratio"] for row in found]}
 
 
-def measure(case: dict[str, Any], seconds: float) -> dict[str, Any]:
-    """Ratios of `auto` and of torch.nn itself to torch.nn, and which backend `auto` took."""
-    torch.manual_seed(0)
-    size, training = case["H"], case["mode"] == "train"
-    theirs, ours = (nn.LSTM, fastrnn.LSTM) if case["cell"] == "lstm" else (nn.RNN, fastrnn.RNN)
-    modules = [kind(size, size).train(training) for kind in (theirs, ours, theirs, ours)]
-    for module in modules[1:]:
-        module.load_state_dict(modules[0].state_dict())
-    x = torch.randn(case["T"], case["B"], size)
-    with torch.set_grad_enabled(training):
-        backend = fastrnn.explain(modules[1], x).backend
-    calls = [call(module, x, training) for module in modules]
-    for function in calls * 2:
-        function()
-    once = min(sample(calls[0], 1) for _ in range(3))
-    count = max(1, math.ceil(SAMPLE_SECONDS / once))
-    rounds = max(7, min(200, round(seconds / (4 * once * count))))
-    ratios: list[tuple[float, float]] = []
-    base = []
-    order = random.Random(0)
-    gc.collect()
-    gc.disable()  # a collection would fall into somebody's sample
-    for _ in range(rounds):
-        times = [0.0] * 4
-        for which in order.sample(range(4), 4):
-            times[which] = sample(calls[which], count)
-        base.append(times[0])
-        ratio = math.sqrt(times[1] * times[3] / (times[0] * times[2]))
-        ratios.append((ratio, times[2] / times[0]))
-    gc.enable()
-    ratio = statistics.median(r for r, _ in ratios)
-    noise = abs(statistics.median(n for _, n in ratios) - 1)
+def measure(case: Case, seconds: float) -> dict[str, Any]:
+    """Ratios of fastrnn and of torch.nn itself to torch.nn, and which backend `auto` took."""
+    theirs, ours, backend = pair(case)
+    found = pairs.measure(theirs, ours, seconds)
     return {
         "backend": backend,
-        "torch_nn_us": 1e6 * statistics.median(base),
-        "ratio": ratio,
-        "noise": noise,
-        "rounds": rounds,
-        "behind": ratio > BEHIND and ratio - 1 > 2 * noise,
+        "torch_nn_us": found.theirs_us,
+        "ratio": found.ratio,
+        "noise": found.noise,
+        "rounds": found.rounds,
+        "behind": found.ratio > BEHIND and found.ratio - 1 > 2 * found.noise,
     }
 
 
-def call(module: nn.Module, x: torch.Tensor, training: bool) -> Callable[[], object]:
-    """The forward pass without gradients, or forward and backward."""
-    if not training:
-
-        def forward() -> object:
-            with torch.no_grad():
-                return module(x)
-
-        return forward
-    leaves = list(module.parameters())
-    upstream = torch.randn_like(module(x)[0])
-
-    def train() -> object:
-        return torch.autograd.grad(module(x)[0], leaves, upstream)
-
-    return train
+def case_of(row: dict[str, Any]) -> Case:
+    """The case that a row is of."""
+    return Case(*(row[name] for name in Case._fields))
 
 
-def sample(function: Callable[[], object], count: int) -> float:
-    """Seconds per call."""
-    begin = time.perf_counter()
-    for _ in range(count):
-        function()
-    return (time.perf_counter() - begin) / count
+def resume(path: Path | None, new: dict[str, Any]) -> dict[str, Any]:
+    """What a former run left in the file, or a new result.
+
+    Raises:
+        ValueError: the file is none of this command, or of another machine, version, commit or
+            number of threads.
+    """
+    if path is None or not path.exists():
+        return new
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        settings = [(name, found["environment"][name], new["environment"][name]) for name in SAME]
+        for row in found["rows"]:
+            case_of(row)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"--out: {path} is no file of this command: {describe(error)}") from None
+    for name, before, now in settings:
+        if name == "commit":  # the file itself may be what the checkout is changed by
+            before, now = (text and text.removesuffix("+") for text in (before, now))
+        if before != now:
+            raise ValueError(
+                f"--out: {path} was measured with {name} {before!r}, now it is {now!r}: "
+                "name another file"
+            )
+    found["rows"] = [row for row in found["rows"] if "failed" not in row]
+    return found
 
 
-def line(row: dict[str, Any]) -> str:
-    """One case for a person."""
-    case = f"{row['cell']:9}{row['mode']:8} T={row['T']:<4} B={row['B']:<4} H={row['H']:<4}"
-    figures = f"torch.nn {row['torch_nn_us']:10.1f} us  auto/torch.nn {row['ratio']:.3f}"
-    mark = "  BEHIND" if row["behind"] else ""
-    return f"{case} {figures} (noise {row['noise']:.3f}) {row['backend']}{mark}"
-
-
-def summary(rows: list[dict[str, Any]]) -> str:
-    """Geometric means, and how many cases are behind."""
-    lines = []
-    for cell, mode in itertools.product(GRID["cell"], GRID["mode"]):
-        ratios = [row["ratio"] for row in rows if (row["cell"], row["mode"]) == (cell, mode)]
-        mean = statistics.geometric_mean(ratios)
-        lines.append(f"{cell} {mode}: {1 / mean:.2f}x torch.nn, worst ratio {max(ratios):.3f}")
-    behind = sum(row["behind"] for row in rows)
-    return "\n".join([*lines, f"{behind} of {len(rows)} cases are behind"])
+def write(path: Path | None, result: dict[str, Any], left_out: dict[str, list[Case]]) -> None:
+    """Write the file as a whole or not at all."""
+    if path is None:
+        return
+    names = {why: list(map(str, cases)) for why, cases in left_out.items()}
+    behind = sum(row.get("behind", False) for row in result["rows"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(path.name + ".new")
+    content = {**result, "behind": behind, "left_out": names}
+    new.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(new, path)
 
 
 if __name__ == "__main__":
