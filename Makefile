@@ -2,9 +2,12 @@
 #   make demo       train a character model with torch.nn.LSTM and fastrnn.LSTM, compare, benchmark
 #   make test       the tests, then the Triton kernels in Triton's interpreter
 #   make lint       ruff, ruff format, mypy
+#   make docs       the documentation as a site, in out/site; a link that leads nowhere is an error
+#   make bench      the benchmark suite, about a minute; BENCH_ARGS="--grid full" for more
+#   make bench-compare BASE=main   is what is committed here slower than BASE?
 #   make gpu-check  parity, sanitizer and benchmarks on this machine's GPU; needs no network
 #   make clean      remove what these made
-# The first three install into $(VENV), once, exactly the versions in constraints.txt.
+# The first four install into $(VENV), once, exactly the versions in constraints.txt.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -16,12 +19,17 @@ PYTEST_ARGS ?=
 # A GPU machine often has its own PyTorch and no network: without $(VENV), take the Python at hand.
 GPU_PYTHON ?= $(if $(wildcard $(STAMP)),$(BIN)/python,$(PYTHON))
 GPU_ARGS ?=
+# More for pytest in `make bench`, and for benchmarks.compare_commits in `make bench-compare`.
+BENCH_ARGS ?=
+BASE ?=
+HEAD ?= HEAD
 
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
+DOCS_STAMP = $(VENV)/.installed-docs
 PIP = $(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
-.PHONY: help install demo test test-host test-interpreter lint gpu-check clean
+.PHONY: help install demo test test-host test-interpreter lint docs bench bench-compare gpu-check clean
 
 help:
 	@sed -n 's/^#   make/  make/p' Makefile
@@ -66,6 +74,25 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Into the same environment, but not with it: only this needs them.
+$(DOCS_STAMP): $(STAMP)
+	$(PIP) --no-build-isolation -e ".[docs]"
+	@touch $@
+
+# mkdocs-material would praise its successor in every build.
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(DOCS_STAMP)
+	@echo "== the documentation, into out/site"
+	$(BIN)/mkdocs build --strict
+
+bench bench-compare: export OMP_NUM_THREADS ?= 1
+bench: $(STAMP)
+	$(BIN)/python -m pytest benchmarks --benchmark-columns=median,iqr,rounds,iterations $(BENCH_ARGS)
+
+bench-compare: $(STAMP)
+	@test -n "$(BASE)" || { echo "bench-compare: name a commit: make bench-compare BASE=main" >&2; exit 2; }
+	$(BIN)/python -m benchmarks.compare_commits $(BASE) $(HEAD) $(BENCH_ARGS)
 
 gpu-check:
 	PYTHONPATH=.:kernels:plugins$${PYTHONPATH:+:$$PYTHONPATH} $(GPU_PYTHON) -m benchmarks.gpu_check $(GPU_ARGS)
