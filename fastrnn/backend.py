@@ -148,8 +148,8 @@ class StackCall(NamedTuple):
     hx: tuple[Tensor, ...]
     """(h0,) or (h0, c0), each (num_layers * directions, B, P or H)."""
     weights: Sequence[Tensor]
-    """Flat, in torch's order: per layer and direction w_ih, w_hh[, b_ih, b_hh][, w_hr][, the cell's
-    own (Q, H)], in the layout of a module (a GRU: 3H rows, r, z, n)."""
+    """Flat, in torch's order: per layer and direction w_ih and w_hh, then, where they exist, b_ih
+    and b_hh, w_hr, the cell's own (Q, H). In the layout of a module (a GRU: 3H rows, r, z, n)."""
     batch_first: bool
     lengths: Tensor | None = None
     """(B,) int64 of padded rows, on the input's device, for a backend whose `options` name

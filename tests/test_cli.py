@@ -18,6 +18,7 @@ from fastrnn import bench, cli, dispatch, doctor, plugins, tables
 from fastrnn.hookspecs import hookimpl
 from fastrnn.progress import Progress
 from fastrnn_reference.backend import ReferenceBackend
+from plugin_cases import BUILTINS
 
 ROOT = Path(__file__).parent.parent
 SIZES = ["--T", "3", "--B", "2", "--H", "4", "--repeats", "2"]
@@ -92,7 +93,7 @@ def test_backends(run, broken, monkeypatch):
     code, out, err = run("backends")
     assert (code, err) == (0, "")
     lines = out.splitlines()
-    assert [line.split()[0] for line in lines[2:]] == "reference aten onednn triton broken".split()
+    assert [line.split()[0] for line in lines[2:]] == [*BUILTINS, "broken"]
     assert f"fastrnn {fastrnn.__version__}" in lines[2]
     assert "breaker" in lines[6]
     assert "no: no magic" in lines[6]
