@@ -20,18 +20,19 @@ LSTM_STEP, LSTM_STEP_TRAINING = 8.5e-6, 55e-6
 """Of an LSTM's, and of a GRU's."""
 ONEDNN_STEP = 0.5e-6
 ONEDNN_DTYPES = (torch.float32, torch.bfloat16)
-
-
-SLICED = 5e9
-"""Bytes a second at which ATen's loop, for each step of packed rows, makes the gradient of all."""
+PACKED_STEP, PACKED_STEP_TRAINING = 4e-6, 15e-6
+"""More, where rows are packed: each step is a slice of the data."""
+SLICED = 1.5e10
+"""Bytes a second at which the gradient of such a slice is made, which is as long as the data."""
 
 
 def estimate(request: Request) -> Cost:
     """Steps x (product + fixed part of a step)."""
-    if request.varlen:
+    by_onednn = request.cell == "lstm" and request.dtype in ONEDNN_DTYPES and not request.proj_size
+    if request.varlen and not (by_onednn and rows(request) == 1):  # a single row is a padded one
         return Cost(_packed_loop(request), "ATen's loop, over packed rows")
     product, loop = cpu_step(request), steps(request) * request.directions
-    if request.cell == "lstm" and request.dtype in ONEDNN_DTYPES and not request.proj_size:
+    if by_onednn:
         passes = 3 if request.needs_grad else 1
         return Cost(CALL + loop * (ONEDNN_STEP + 0.5 * passes * product), "oneDNN")
     why = "ATen's loop" + (", differentiated step by step" if request.needs_grad else "")
@@ -50,14 +51,14 @@ def _loop(request: Request, product: float) -> float:
 
 
 def _packed_loop(request: Request) -> float:
-    seconds = _loop(request, cpu_step(request) / 2)
+    loop = steps(request) * request.directions
+    step = PACKED_STEP
     if request.needs_grad:
         gates = request.gates * request.hidden_size * request.dtype.itemsize
-        loop = steps(request) * request.directions
-        seconds += loop * packed_rows(request) * gates / SLICED
-    return seconds
+        step = PACKED_STEP_TRAINING + packed_rows(request) * gates / SLICED
+    return _loop(request, cpu_step(request) / 2) + loop * step
 
 
 def packed_rows(request: Request) -> float:
     """Steps of all rows of one layer, where they end evenly spread."""
-    return steps(request) / request.num_layers * rows(request) / 2
+    return steps(request) / request.num_layers * (rows(request) + 1) / 2

@@ -7,31 +7,38 @@ from typing import TYPE_CHECKING
 
 from fastrnn.request import Cost
 from fastrnn.roofline import rows, steps
-from fastrnn_aten.cpu import CALL, ONEDNN_STEP, packed_rows
+from fastrnn_aten.cpu import ONEDNN_STEP, packed_rows
 
 if TYPE_CHECKING:
     from fastrnn.request import Request
 
+CALL, CALL_TRAINING = 200e-6, 250e-6
+"""Seconds of looking at the lengths, and of putting together what the rectangles made."""
 RECTANGLE, RECTANGLE_TRAINING = 40e-6, 200e-6
-"""Seconds of a call of oneDNN, apart from its work; see `fastrnn_aten.rectangles`."""
-RELAID, RELAID_TRAINING = 4e9, 0.5e9
+"""Of a call of oneDNN, apart from its work; see `fastrnn_aten.rectangles`."""
+RELAID, RELAID_TRAINING = 4e9, 1e9
 """Bytes a second at which oneDNN lays out weights, and their gradients, once a call."""
-ONEDNN_OPERATIONS = 1e11
-"""Of one core, a second."""
+OPERATIONS = 1.6e11
+"""Of its products on one core, a second."""
+UNIT, UNIT_TRAINING = 4e-9, 15e-9
+"""Seconds of a hidden unit's gates and states, in one step of one row."""
 
 
 def estimate(request: Request) -> Cost:
-    """Calls and work of all rectangles, with as much of it for rows that have ended as for calls.
+    """Calls of rectangles, their work, and that for rows that have ended.
 
-    Of B rows that end T / B steps apart, a rectangle in which m end has m^2 T / 2 B such steps.
+    Of B rows that end T / B steps apart, a rectangle in which m end has m^2 T / 2 B such steps:
+    `spare`, which cost as much as a call, or if there is only one rectangle fewer.
     """
     call, row = _call_and_row(request)
     ends = rows(request) * steps(request) / request.num_layers
-    number = min(max(math.sqrt(ends / (2 * spare(request))), 1), rows(request))
+    number = min(math.sqrt(ends / (2 * spare(request))), rows(request))
+    calls, frozen = max(number, 1), min(number, number**2)
     layers = request.num_layers * request.directions
-    seconds = CALL + layers * (2 * number * call + packed_rows(request) * row)
+    seconds = CALL_TRAINING if request.needs_grad else CALL
+    seconds += layers * ((calls + frozen) * call + packed_rows(request) * row)
     seconds += ONEDNN_STEP * steps(request) * request.directions
-    return Cost(seconds, f"oneDNN, about {number:.0f} rectangles of steps and rows")
+    return Cost(seconds, f"oneDNN, about {calls:.0f} rectangles of steps and rows")
 
 
 def spare(request: Request) -> float:
@@ -42,9 +49,10 @@ def spare(request: Request) -> float:
 
 def _call_and_row(request: Request) -> tuple[float, float]:
     """Seconds of a call of oneDNN apart from its work, and of a step of one row."""
-    weights = 4 * request.hidden_size * (request.input_size + request.hidden_size)
-    row = 2 * weights / (ONEDNN_OPERATIONS * max(request.threads, 1))
-    size = weights * request.dtype.itemsize
+    hidden, size = request.hidden_size, request.dtype.itemsize
+    weights = 4 * hidden * (request.input_size + hidden)
+    product = 2 * weights / (OPERATIONS * max(request.threads, 1))
     if request.needs_grad:
-        return RECTANGLE_TRAINING + size / RELAID_TRAINING, 3 * row
-    return RECTANGLE + size / RELAID, row
+        call = RECTANGLE_TRAINING + weights * size / RELAID_TRAINING
+        return call, 3 * product + UNIT_TRAINING * hidden
+    return RECTANGLE + weights * size / RELAID, product + UNIT * hidden
