@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -10,10 +11,10 @@ from fastrnn.backend import LayerOutput, OutputGradients, Recurrence, Recurrence
 from fastrnn.cell import BUILTIN, Cell, cell_of
 from fastrnn.request import OPTIONS
 from fastrnn_reference import chain, cost, custom, elman, lstm
-from fastrnn_reference.time import Group
+from fastrnn_reference.time import Group, are_alike
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class ReferenceBackend(RecurrenceBackend):
-    """Plain torch, one group and one step at a time; float64 able."""
+    """Plain torch, one step at a time, and one group, or all that are alike; float64 able."""
 
     name = "reference"
     contract = 1
@@ -52,7 +53,7 @@ class ReferenceBackend(RecurrenceBackend):
         return found
 
     def recurrence_forward(self, gates_x: Tensor, weight_hh: Tensor, layer: Layer) -> LayerOutput:
-        """Run the time loop, a group after the other."""
+        """Run the time loop, a group after the other, or all that are alike at once."""
         if layer.weight_chain is not None:
             return chain.forward(self, gates_x, layer.weight_chain, layer)
         if layer.cell not in BUILTIN:
@@ -70,7 +71,7 @@ class ReferenceBackend(RecurrenceBackend):
         saved: Sequence[Tensor],
         wanted: Wanted,
     ) -> Recurrence:
-        """Run the time loop backwards, a group after the other."""
+        """Run the time loop backwards, likewise."""
         if layer.weight_chain is not None:
             return chain.backward(self, grad, layer.weight_chain, layer, saved, wanted)
         steps, batch, groups, _ = output.shape
@@ -82,28 +83,47 @@ class ReferenceBackend(RecurrenceBackend):
             activated = saved[0] if layer.zoneout_h is not None else None
             d_h0 = [
                 elman.backward(
-                    Group.of(layer, g), _own(d_output, 2, g), _own(d_h_n, 0, g), output[:, :, g],
-                    _own(activated, 2, g), wanted.h0, d_gates[:, :, g],
+                    group, own(d_output, 2), own(d_h_n, 0), own(output, 2), own(activated, 2),
+                    wanted.h0, own(d_gates, 2),
                 )
-                for g in range(groups)
+                for group, own in _parts(layer)
             ]  # fmt: skip
-            return Recurrence(d_gates, torch.stack(d_h0) if wanted.h0 else None, None)
+            return Recurrence(d_gates, _joined(d_h0) if wanted.h0 else None, None)
         cells, gates = saved[:2]
-        per_group = [
+        per_part = [
             lstm.backward(
-                Group.of(layer, g), _own(d_output, 2, g), _own(d_h_n, 0, g), _own(d_c_n, 0, g),
-                _own(d_cells, 2, g), output[:, :, g], gates[:, :, g], cells[:, :, g],
-                d_gates[:, :, g],
+                group, own(d_output, 2), own(d_h_n, 0), own(d_c_n, 0), own(d_cells, 2),
+                own(output, 2), own(gates, 2), own(cells, 2), own(d_gates, 2),
             )
-            for g in range(groups)
+            for group, own in _parts(layer)
         ]  # fmt: skip
-        d_h0s, d_c0s, d_weight_hrs = zip(*per_group, strict=True)
+        d_h0s, d_c0s, d_weight_hrs = zip(*per_part, strict=True)
         return Recurrence(
             d_gates,
-            torch.stack(d_h0s),
-            torch.stack(d_c0s),
+            _joined(d_h0s),
+            _joined(d_c0s),
             None if layer.weight_hr is None else torch.stack(d_weight_hrs),
         )
+
+
+def _parts(layer: Layer) -> list[tuple[Group, Callable[[Any, int], Any]]]:
+    """What is run one after another, each with what takes its part of a tensor from a layer's.
+
+    The second argument is the dim of the groups: 0 of states, 2 of sequences.
+    """
+    if are_alike(layer):
+        return [(Group.of_all(layer), _of_all)]
+    return [(Group.of(layer, g), partial(_own, g=g)) for g in range(layer.groups)]
+
+
+def _joined(states: Sequence[Tensor]) -> Tensor:
+    """(G, B, N), of every group's or of all, which may lie in the output."""
+    return torch.stack(tuple(states)) if states[0].dim() == 2 else states[0].clone()
+
+
+def _of_all(tensor: Tensor | None, dim: int) -> Tensor | None:
+    """(T, G, B, N) of (T, B, G, N); states as they are."""
+    return tensor.transpose(1, 2) if tensor is not None and dim == 2 else tensor
 
 
 def _own(tensor: Tensor | None, dim: int, g: int) -> Tensor | None:
@@ -184,31 +204,28 @@ def _elman_forward(gates_x: Tensor, layer: Layer) -> LayerOutput:
         activated = torch.empty_like(output)
     h_n = [
         elman.forward(
-            Group.of(layer, g), gates_x[:, :, g], None if final_only else output[:, :, g],
-            None if activated is None else activated[:, :, g],
+            group, own(gates_x, 2), None if final_only else own(output, 2), own(activated, 2)
         )
-        for g in range(groups)
-    ]  # fmt: skip
-    return LayerOutput(output, torch.stack(h_n), None, () if activated is None else (activated,))
+        for group, own in _parts(layer)
+    ]
+    return LayerOutput(output, _joined(h_n), None, () if activated is None else (activated,))
 
 
 def _lstm_forward(gates_x: Tensor, c0: Tensor, layer: Layer) -> LayerOutput:
-    groups, final_only = gates_x.shape[2], layer.final_only and not layer.save
+    final_only = layer.final_only and not layer.save
     zoned = layer.zoneout_h is not None or layer.zoneout_c is not None  # looks at the one before
     output = _for_steps(gates_x, zoned or not final_only, layer.h0.shape[2])
     cells = _for_steps(gates_x, zoned or layer.save or layer.all_states, c0.shape[2])
     gates = _for_steps(gates_x, layer.save, gates_x.shape[3])
+    sequences = gates_x, output, gates, cells
     states = [
-        lstm.forward(
-            Group.of(layer, g), gates_x[:, :, g], output[:, :, g], gates[:, :, g], cells[:, :, g]
-        )
-        for g in range(groups)
+        lstm.forward(group, *(own(each, 2) for each in sequences)) for group, own in _parts(layer)
     ]
     h_n, c_n = zip(*states, strict=True)
     return LayerOutput(
         output[:0] if final_only else output,
-        torch.stack(h_n),
-        torch.stack(c_n),
+        _joined(h_n),
+        _joined(c_n),
         _saved(layer, gates, cells),
         cells if layer.all_states else None,
     )

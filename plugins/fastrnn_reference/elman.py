@@ -13,6 +13,7 @@ import torch
 from fastrnn.products import of_first_steps
 from fastrnn_reference.time import (
     Rows,
+    add_product,
     clipped_,
     hidden_from,
     in_order,
@@ -64,6 +65,7 @@ def forward(
             if nobody reads it.
     """
     activation, weight = ACTIVATIONS[group.cell], group.weight_hh.mT
+    add = add_product(weight)
     rows = Rows.of(group, gates_x)
     every_start = starting_steps(group, rows, gates_x)
     h = h_n = h0 = group.h0
@@ -72,14 +74,14 @@ def forward(
         for a, h_new, starts, own_h0 in in_order(
             group.reverse, gates_x, output, every_start, entering
         ):
-            h = activation(torch.addmm(a, restarted(h, starts, own_h0), weight, out=h_new))
+            h = activation(add(a, restarted(h, starts, own_h0), weight, out=h_new))
     else:
         ends = None if rows is None or output is not None else rows.ends()
         for a, h_out, f_out, kept, starts, own_h0, is_last in in_order(
             group.reverse, gates_x, output, activated, group.zoneout_h, every_start, entering, ends
         ):
             h_before = restarted(h, starts, own_h0)
-            f_a = activation(torch.addmm(a, hidden_from(h_before, group.recurrent_mask), weight))
+            f_a = activation(add(a, hidden_from(h_before, group.recurrent_mask), weight))
             if f_out is not None:
                 f_out.copy_(f_a)
             h = mixed(kept, h_before, f_a)
@@ -118,6 +120,7 @@ def backward(
         d_gates: (T, B, H), written; zero past a row's length.
     """
     gradient, weight_hh, bound = GRADIENTS[group.cell], group.weight_hh, group.error_clip
+    add = add_product(weight_hh)
     f_a = output if activated is None else activated
     d_outputs = output_gradients(d_output, output)
     d_h = d_h0 = torch.zeros_like(output[0])
@@ -133,12 +136,12 @@ def backward(
         for d_out, f_t, d_gate, starts in in_order(
             not group.reverse, d_outputs, f_a, d_gates, every_start
         ):
-            d_h = d_h + d_out if d_later is None else torch.addmm(d_out, d_later, weight_hh)
+            d_h = d_h + d_out if d_later is None else add(d_out, d_later, weight_hh)
             d_later = not_started(clipped_(gradient(d_h, f_t, grad_input=d_gate), bound), starts)
         if not wants_h0:
             return d_h0
         d_first = of_first_steps(d_gates, group.lengths, group.resets, group.reverse)
-        return torch.addmm(d_h0, d_first, weight_hh)
+        return add(d_h0, d_first, weight_hh)
     for d_out, f_t, d_gate, kept, starts in in_order(
         not group.reverse, d_outputs, f_a, d_gates, group.zoneout_h, every_start
     ):

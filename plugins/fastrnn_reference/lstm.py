@@ -20,6 +20,7 @@ from fastrnn import select
 from fastrnn.products import entering
 from fastrnn_reference.time import (
     Rows,
+    add_product,
     clipped_,
     hidden_from,
     in_order,
@@ -55,7 +56,8 @@ def forward(
     """
     h0, c0 = group.h0, group.c0
     assert c0 is not None
-    hidden, weight = c0.shape[1], group.weight_hh.mT
+    hidden, weight = c0.shape[-1], group.weight_hh.mT
+    add = add_product(weight)
     rows = Rows.of(group, gates_x)
     keeps_h, keeps_c = output.stride(0) > 0, cells.stride(0) > 0
     ends = None if rows is None or (keeps_h and keeps_c) else rows.ends()
@@ -66,9 +68,9 @@ def forward(
         every_start, starting_states(h0, every_start), starting_states(c0, every_start), ends,
     ):  # fmt: skip
         h_before, c_before = restarted(h, starts, own_h0), restarted(c, starts, own_c0)
-        torch.addmm(a, hidden_from(h_before, group.recurrent_mask), weight, out=gate)
-        gate[:, : 2 * hidden].sigmoid_()  # i and f in one go
-        i, f, g, o = gate.chunk(4, 1)
+        add(a, hidden_from(h_before, group.recurrent_mask), weight, out=gate)
+        gate[..., : 2 * hidden].sigmoid_()  # i and f in one go
+        i, f, g, o = gate.chunk(4, -1)
         torch.mul(f, c_before, out=c_new).addcmul_(i, g.tanh_())
         if group.weight_hr is None:
             torch.mul(o.sigmoid_(), c_new.tanh(), out=h_new)
@@ -135,13 +137,13 @@ def backward(
     """
     c0, weight_hh, weight_hr = group.c0, group.weight_hh, group.weight_hr
     assert c0 is not None
-    _, batch, hidden = cells.shape
-    i, f, g, o = gates.chunk(4, 2)
+    hidden = cells.shape[-1]
+    i, f, g, o = gates.chunk(4, -1)
     c_before = entering(cells, c0, group.lengths, group.resets, group.reverse)
     # with zoneout, what the cell made is not what was kept
     tanh_c = (cells if group.zoneout_c is None else f * c_before + i * g).tanh()
     factors = torch.stack(
-        (g * i * (1 - i), c_before * f * (1 - f), i * (1 - g * g), tanh_c * o * (1 - o)), 2
+        (g * i * (1 - i), c_before * f * (1 - f), i * (1 - g * g), tanh_c * o * (1 - o)), -2
     )  # (T, B, 4, H)
     through_o = o * (1 - tanh_c * tanh_c)
     d_outputs = output_gradients(d_output, output)
@@ -170,9 +172,9 @@ def backward(
             d_proj.copy_(d_h_here)
             d_h_here = d_h_here @ weight_hr
         d_c_here = torch.addcmul(d_c_here, d_h_here, dc_dh)
-        by_gate = d_gate.view(batch, 4, hidden)
-        torch.mul(factor[:, :3], d_c_here.unsqueeze(1), out=by_gate[:, :3])
-        torch.mul(factor[:, 3], d_h_here, out=by_gate[:, 3])
+        by_gate = d_gate.unflatten(-1, (4, hidden))
+        torch.mul(factor[..., :3, :], d_c_here.unsqueeze(-2), out=by_gate[..., :3, :])
+        torch.mul(factor[..., 3, :], d_h_here, out=by_gate[..., 3, :])
         clipped_(d_gate, group.error_clip)
         d_h = plus(hidden_from(d_gate @ weight_hh, group.recurrent_mask), d_h_kept)
         d_c = plus(d_c_here * f_t, d_c_kept)

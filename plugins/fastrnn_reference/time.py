@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from fastrnn import select
+from fastrnn.cell import BUILTIN
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from torch import Tensor
 
@@ -18,7 +19,11 @@ if TYPE_CHECKING:
 
 
 class Group(NamedTuple):
-    """A layer's fields of one group; see `fastrnn.backend.Layer`."""
+    """A layer's fields of one group; see `fastrnn.backend.Layer`.
+
+    Or of all of them, where `are_alike` says so: then every tensor has G before B, sequences as
+    (T, G, B, N), and a step is one batched product.
+    """
 
     cell: str
     weight_hh: Tensor
@@ -54,6 +59,37 @@ class Group(NamedTuple):
             layer.lengths, layer.resets, layer.reverse[g], own(layer.recurrent_mask),
             own(layer.zoneout_h, 2), own(layer.zoneout_c, 2), layer.error_clip,
         )  # fmt: skip
+
+    @classmethod
+    def of_all(cls, layer: Layer) -> Group:
+        """All groups of a layer at once."""
+        return cls(
+            layer.cell, layer.weight_hh, None, layer.h0, layer.c0, None, None, layer.reverse[0],
+            None, None, None, layer.error_clip,
+        )  # fmt: skip
+
+
+SMALL = 2048
+"""Gates of a group at a step, of all its rows, up to which a CPU takes longer to call an operation
+than to do it."""
+
+
+def are_alike(layer: Layer) -> bool:
+    """Whether all groups are stepped at once: more than a layer's two directions, and small.
+
+    As those of ensembles are, and of gradients sample by sample.
+    """
+    rows = layer.lengths is None and layer.resets is None
+    plain = layer.recurrent_mask is None and layer.zoneout_h is None and layer.zoneout_c is None
+    alike = layer.cell in BUILTIN and layer.weight_hr is None and len(set(layer.reverse)) == 1
+    work = layer.h0.shape[1] * layer.weight_hh.shape[1]
+    small = layer.x.device.type != "cpu" or work <= SMALL
+    return layer.groups > 2 and alike and small and rows and plain
+
+
+def add_product(weight: Tensor) -> Callable[..., Tensor]:
+    """The function that forms a + h W, of one group or of all."""
+    return torch.addmm if weight.dim() == 2 else torch.baddbmm
 
 
 Starts = tuple["Tensor | None", ...]
