@@ -20,7 +20,7 @@ LSTM_STEP, LSTM_STEP_TRAINING = 8.5e-6, 55e-6
 """Of an LSTM's, and of a GRU's."""
 ONEDNN_STEP = 0.5e-6
 ONEDNN_DTYPES = (torch.float32, torch.bfloat16)
-PACKED_STEP, PACKED_STEP_TRAINING = 4e-6, 15e-6
+PACKED_STEP, PACKED_GATED_STEP, PACKED_STEP_TRAINING = 1.5e-6, 6e-6, 8e-6
 """More, where rows are packed: each step is a slice of the data."""
 SLICED = 1.5e10
 """Bytes a second at which the gradient of such a slice is made, which is as long as the data."""
@@ -52,7 +52,7 @@ def _loop(request: Request, product: float) -> float:
 
 def _packed_loop(request: Request) -> float:
     loop = steps(request) * request.directions
-    step = PACKED_STEP
+    step = PACKED_GATED_STEP if request.cell in ("lstm", "gru") else PACKED_STEP
     if request.needs_grad:
         gates = request.gates * request.hidden_size * request.dtype.itemsize
         step = PACKED_STEP_TRAINING + packed_rows(request) * gates / SLICED

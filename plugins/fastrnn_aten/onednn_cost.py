@@ -12,7 +12,7 @@ from fastrnn_aten.cpu import ONEDNN_STEP, packed_rows
 if TYPE_CHECKING:
     from fastrnn.request import Request
 
-CALL, CALL_TRAINING = 200e-6, 250e-6
+CALL, CALL_TRAINING = 240e-6, 250e-6
 """Seconds of looking at the lengths, and of putting together what the rectangles made."""
 RECTANGLE, RECTANGLE_TRAINING = 40e-6, 200e-6
 """Of a call of oneDNN, apart from its work; see `fastrnn_aten.rectangles`."""

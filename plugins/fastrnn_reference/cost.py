@@ -20,6 +20,10 @@ PASSES, LSTM_PASSES, CUSTOM_PASSES = 1, 6, 14
 """Times that training reads or writes an array of all gates that ATen's loop keeps in cache."""
 STREAM = 8e9
 """Bytes a second of such a pass."""
+VARLEN, VARLEN_TRAINING = 200e-6, 400e-6
+"""Seconds of a call of looking at lengths, and of padding packed rows."""
+VARLEN_PASSES, VARLEN_PASSES_TRAINING = 2, 4
+"""Times that input, gates and output are copied or looked through for it."""
 MARGIN = 1.05
 """Where the estimates are close, torch's path keeps the call: `auto` must not lose to it."""
 LAUNCH = 7e-6
@@ -50,7 +54,18 @@ def estimate(request: Request) -> Cost:
         why = "hand-written BPTT, weight gradients in one product"
     else:
         step, call, why = fixed + product, CALL, "a Python step loop"
-    return Cost(MARGIN * (call + loop * step), why)
+    return Cost(MARGIN * (call + loop * step + _of_lengths(request)), why)
+
+
+def _of_lengths(request: Request) -> float:
+    if not request.varlen:
+        return 0.0
+    fixed, passes = VARLEN, VARLEN_PASSES
+    if request.needs_grad:
+        fixed, passes = VARLEN_TRAINING, VARLEN_PASSES_TRAINING
+    width = request.input_size + (cell_of(request.cell).gates + 1) * request.hidden_size
+    loop = steps(request) * request.directions
+    return fixed + passes * loop * rows(request) * width * request.dtype.itemsize / STREAM
 
 
 def _step_of(cell: str) -> tuple[float, float, int]:
