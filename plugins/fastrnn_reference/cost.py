@@ -20,8 +20,8 @@ PASSES, LSTM_PASSES, CUSTOM_PASSES = 1, 6, 14
 """Times that training reads or writes an array of all gates that ATen's loop keeps in cache."""
 STREAM = 8e9
 """Bytes a second of such a pass."""
-VARLEN, VARLEN_TRAINING = 200e-6, 400e-6
-"""Seconds of a call of looking at lengths, and of padding packed rows."""
+VARLEN, VARLEN_TRAINING, VARLEN_STEP = 200e-6, 400e-6, 0.7e-6
+"""Seconds of a call, and of a step, of looking at lengths and of padding packed rows."""
 VARLEN_PASSES, VARLEN_PASSES_TRAINING = 2, 4
 """Times that input, gates and output are copied or looked through for it."""
 MARGIN = 1.05
@@ -65,6 +65,7 @@ def _of_lengths(request: Request) -> float:
         fixed, passes = VARLEN_TRAINING, VARLEN_PASSES_TRAINING
     width = request.input_size + (cell_of(request.cell).gates + 1) * request.hidden_size
     loop = steps(request) * request.directions
+    fixed += loop * VARLEN_STEP
     return fixed + passes * loop * rows(request) * width * request.dtype.itemsize / STREAM
 
 
