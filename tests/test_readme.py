@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,9 @@ import torch
 import pages
 from fastrnn import plugins
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+MEASURED = ROOT / "benchmarks/results/cpu-epyc-2-cores/readme-bench.json"
 
 
 @pytest.fixture
@@ -32,3 +36,27 @@ def test_python_blocks_print_what_follows_them(two_threads: None) -> None:
     ran, compared = pages.run(README)
     assert ran >= 5
     assert compared >= 4
+
+
+def test_the_sample_table_is_what_the_committed_file_has() -> None:
+    text = README.read_text(encoding="utf-8")
+    rows = json.loads(MEASURED.read_text())["results"]
+    timed = [row for row in rows if row["median_s"] is not None]
+    printed = re.findall(
+        r"^  (\S.*?) +(\*?) +([\d.]+) +([\d.]+)\.\.([\d.]+) +([\d.]+)x", text, re.M
+    )
+    assert printed == [
+        (
+            row["implementation"], "*" if row["auto"] else "",
+            *(f"{1e3 * row[key]:.3f}" for key in ("median_s", "q20_s", "q80_s")),
+            f"{row['speedup']:.2f}",
+        )
+        for row in timed
+    ]  # fmt: skip
+
+
+def test_what_it_shows_and_links_to_is_there() -> None:
+    links = re.findall(r"\]\(([^)#]+)", README.read_text(encoding="utf-8"))
+    assert len(links) > 10
+    missing = [link for link in links if "://" not in link and not (ROOT / link).exists()]
+    assert missing == []
