@@ -4,7 +4,7 @@ A line of a page in docs/ that is nothing but a link to a Markdown file outside 
 that file, or for the section that the link names: there is one copy of each text, where it belongs,
 and GitHub shows a link. Links within the repository become links within the site; what they point
 to and the site does not have (a script, a folder) keeps its name and loses its link. Pictures of
-the examples are put beside the pages.
+the examples and of the README are put beside the pages.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = "examples/pictures"
+DRAWN = "benchmarks/results/cpu-epyc-2-cores"
 ALONE = re.compile(r"(?m)^\[[^\]\n]+\]\((\.\./[^)#\s]+\.md)(?:#([\w-]+))?\)$")
 FENCED = re.compile(r"(?ms)^(```+)[^\n]*\n.*?^\1$")
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pictures of the examples."""
+    """Add the pictures of the examples and of the README."""
     from mkdocs.structure.files import File
 
-    for picture in sorted((ROOT / PICTURES).glob("*.png")):
-        name = f"{PICTURES}/{picture.name}"
+    for picture in sorted(each for top in (PICTURES, DRAWN) for each in (ROOT / top).glob("*.png")):
+        name = picture.relative_to(ROOT).as_posix()
         files.append(File.generated(config, name, abs_src_path=str(picture)))
     return files
 
@@ -126,7 +127,7 @@ def _site_path(path: str) -> str:
     """Where the site has a file of the repository; empty if it does not."""
     if path.startswith("docs/") and path.endswith((".md", ".svg", ".png")):
         return path.removeprefix("docs/")
-    if path.startswith(f"{PICTURES}/"):
+    if path.startswith((f"{PICTURES}/", f"{DRAWN}/")):
         return path
     return _brought().get(path, "")
 

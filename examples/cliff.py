@@ -10,7 +10,6 @@ gradient is left. With gradients scaled down to a norm of `--clip`, by
 torch.nn.utils.clip_grad_norm_, it comes down along the wall to where the target is reached.
 
 The surface is thousands of networks: `torch.func.vmap` makes them the groups of one call.
-(On a CPU the backend `reference` runs one group after the other: most of the time goes there.)
 
 Source: R. Pascanu, T. Mikolov, Y. Bengio, On the difficulty of training recurrent neural networks,
 ICML 2013.
