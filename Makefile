@@ -29,7 +29,7 @@ STAMP = $(VENV)/.installed
 DOCS_STAMP = $(VENV)/.installed-docs
 PIP = $(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
-.PHONY: help install demo test test-host test-interpreter lint docs bench bench-compare gpu-check clean
+.PHONY: help install demo test test-host test-kernels test-interpreter lint docs bench bench-compare gpu-check clean
 
 help:
 	@sed -n 's/^#   make/  make/p' Makefile
@@ -55,15 +55,19 @@ demo: $(STAMP)
 	$(BIN)/python -m fastrnn bench --preset quick
 
 # The interpreter must be chosen before triton is imported and stays chosen, so that its tests run
-# in a process of their own; the first run compiles the same kernels for four GPUs. `make -j2` runs
-# both at the same time.
+# in a process of their own; another compiles the same kernels for four GPUs. `make -j3` runs all
+# three at the same time.
 # One thread: tests are small, and threads that wait for one another are slow on a busy machine.
-test: test-host test-interpreter
+test: test-host test-kernels test-interpreter
 
-test-host test-interpreter: export OMP_NUM_THREADS ?= 1
+test-host test-kernels test-interpreter: export OMP_NUM_THREADS ?= 1
 test-host: $(STAMP)
 	@echo "== the tests"
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --ignore=tests/kernels $(PYTEST_ARGS)
+
+test-kernels: $(STAMP)
+	@echo "== the kernels, compiled for four GPUs"
+	$(BIN)/python -m pytest -p no:cacheprovider tests/kernels $(PYTEST_ARGS)
 
 test-interpreter: $(STAMP)
 	@echo "== the Triton kernels, in Triton's interpreter"

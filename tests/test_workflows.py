@@ -49,7 +49,7 @@ def test_what_they_run_exists(path):
         words = shlex.split(command)
         if words[0] == "make":
             dry = subprocess.run(
-                ["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True
+                ["make", "-n", "-B", *words[1:]], cwd=ROOT, capture_output=True, text=True
             )
             assert dry.returncode == 0, f"{command}: {dry.stderr}"
             # as make says of a folder, such as docs/, that is no target
