@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 import subprocess
@@ -101,22 +102,24 @@ def try_backend(backend: Backend) -> Finding:
         return Finding(topic, f"not available here: {'; '.join(reasons)}", False, advice)
     devices = ("cuda", "cpu") if torch.cuda.is_available() else ("cpu",)
     refusals = []
-    for device in devices:  # one that is for the CPU alone works, on a machine with a GPU too
+    # one that is for the CPU alone works, on a machine with a GPU too, and so does one that is for
+    # rows of different lengths alone
+    for device, lengths in itertools.product(devices, (None, (5, 2, 3))):
         try:
-            return _try_on(device, backend)
+            return _try_on(device, backend, lengths)
         except BackendError as error:
             refusals.append(str(error))
     return Finding(topic, f"cannot run a small LSTM on {devices[0]}", False, refusals[0])
 
 
-def _try_on(device: str, backend: Backend) -> Finding:
+def _try_on(device: str, backend: Backend, lengths: tuple[int, ...] | None) -> Finding:
     topic = f"backend {backend.name}"
     problem = testing.random_problem(Spec("lstm", 8, 16), 5, 3, dtype=torch.float32, device=device)
     precision = float32_precision() if device == "cuda" else "ieee"
     allowed = testing.tolerance(torch.float32, 5, precision)
     try:
-        got = testing.run(problem, backend=backend.name)
-        testing.assert_close(got, testing.truth(problem), allowed)
+        got = testing.run(problem, backend=backend.name, lengths=lengths)
+        testing.assert_close(got, testing.truth(problem, lengths=lengths), allowed)
     except BackendError:
         raise
     except AssertionError as error:
@@ -124,7 +127,8 @@ def _try_on(device: str, backend: Backend) -> Finding:
         return Finding(topic, f"WRONG RESULTS on {device}: {one_line(error)}", False, advice)
     except Exception as error:
         return Finding(topic, f"failed on {device}", False, _sentence(describe(error)))
-    return Finding(topic, f"works: a small LSTM on {device}, forward and backward, is right")
+    what = f"a small LSTM on {device}" + (", of rows of different lengths," if lengths else ",")
+    return Finding(topic, f"works: {what} forward and backward, is right")
 
 
 def _preferred() -> list[Finding]:

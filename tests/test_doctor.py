@@ -249,8 +249,8 @@ def test_a_backend_for_the_cpu_alone_works_where_there_is_a_gpu(monkeypatch):
     class ForCpu(ReferenceBackend):
         name = "for_cpu"
 
-    def try_on(device, backend):
-        tried.append(device)
+    def try_on(device, backend, lengths):
+        tried.append((device, lengths))
         if device == "cuda":
             raise BackendError("needs cpu")
         return doctor.Finding(backend.name, "works")
@@ -258,7 +258,7 @@ def test_a_backend_for_the_cpu_alone_works_where_there_is_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(doctor, "_try_on", try_on)
     assert doctor.try_backend(ForCpu()).value == "works"
-    assert tried == ["cuda", "cpu"]
+    assert tried == [("cuda", None), ("cuda", (5, 2, 3)), ("cpu", None)]
 
 
 def test_findings_have_advice_where_something_is_wrong():
@@ -266,3 +266,11 @@ def test_findings_have_advice_where_something_is_wrong():
     for finding in doctor.examine():
         assert dataclasses.asdict(finding).keys() == {"topic", "value", "works", "advice"}
         assert finding.works != bool(finding.advice)
+
+
+def test_a_backend_for_rows_of_different_lengths_alone_works():
+    backends = plugins.registry().backends
+    finding = doctor.try_backend(backends["onednn"])
+    assert finding.works
+    assert "of rows of different lengths" in finding.value
+    assert "lengths" not in doctor.try_backend(backends["aten"]).value

@@ -11,6 +11,8 @@ from fastrnn import calls
 from fastrnn.cell import cell_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from fastrnn.request import Spec
@@ -89,7 +91,14 @@ class Result(NamedTuple):
     gradients: dict[str, Tensor]
 
 
-def run(problem: Problem, *, backend: str, gradients: bool = True, seed: int = 0) -> Result:
+def run(
+    problem: Problem,
+    *,
+    backend: str,
+    gradients: bool = True,
+    seed: int = 0,
+    lengths: Sequence[int] | None = None,
+) -> Result:
     """Run one call and backpropagate a fixed random gradient into every output and state.
 
     Args:
@@ -97,6 +106,7 @@ def run(problem: Problem, *, backend: str, gradients: bool = True, seed: int = 0
         backend: the backend's name.
         gradients: whether to run the backward pass.
         seed: of the random gradients.
+        lengths: steps of each row; None if every row has T.
     """
     spec, x, hx, weights = problem
     leaves = {"x": x, **{f"weights[{i}]": w for i, w in enumerate(weights)}}
@@ -110,7 +120,7 @@ def run(problem: Problem, *, backend: str, gradients: bool = True, seed: int = 0
         leaves["x"],
         own_hx if own_hx is None or spec.has_cell_state else own_hx[0],  # type: ignore[arg-type] # a pair for an LSTM
         [leaves[f"weights[{i}]"] for i in range(len(weights))],
-        batch_first=False, dropout=0.0, training=True, backend=backend,
+        batch_first=False, dropout=0.0, training=True, backend=backend, lengths=lengths,
     )  # fmt: skip
     assert isinstance(output, torch.Tensor)
     finals = states if isinstance(states, tuple) else (states,)
@@ -126,7 +136,13 @@ def run(problem: Problem, *, backend: str, gradients: bool = True, seed: int = 0
     return Result(output.detach(), tuple(state.detach() for state in finals), found)
 
 
-def truth(problem: Problem, *, gradients: bool = True, seed: int = 0) -> Result:
+def truth(
+    problem: Problem,
+    *,
+    gradients: bool = True,
+    seed: int = 0,
+    lengths: Sequence[int] | None = None,
+) -> Result:
     """`run` of the reference backend in float64 on the CPU."""
 
     def exact(tensor: Tensor) -> Tensor:
@@ -135,7 +151,7 @@ def truth(problem: Problem, *, gradients: bool = True, seed: int = 0) -> Result:
     spec, x, hx, weights = problem
     states = None if hx is None else tuple(exact(state) for state in hx)
     in_float64 = Problem(spec, exact(x), states, tuple(exact(weight) for weight in weights))
-    return run(in_float64, backend="reference", gradients=gradients, seed=seed)
+    return run(in_float64, backend="reference", gradients=gradients, seed=seed, lengths=lengths)
 
 
 class Difference(NamedTuple):
