@@ -30,6 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import gallery
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -331,15 +332,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
             raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
         return int(text)
 
-    def above_zero(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not 0 < value < math.inf:
-            raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
-        return value
-
     parser = argparse.ArgumentParser(
         prog="char_lm.py",
         description="Train a character model with torch.nn.LSTM and fastrnn.LSTM, and compare.",
@@ -350,7 +342,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--hidden", type=positive, default=256, help="hidden size of the LSTM")
     add("--length", type=positive, default=64, help="characters per sequence")
     add("--batch", type=positive, default=16, help="sequences per step")
-    add("--lr", type=above_zero, default=5e-3, help="largest learning rate of Adam")
+    add("--lr", type=gallery.above_zero, default=5e-3, help="largest learning rate of Adam")
     add("--text", type=positive, default=2_000_000, help="characters of text to read")
     add("--seed", type=int, default=0, help="of weights, batches and the text written")
     add("--device", default="auto", help="cpu, cuda, cuda:1, mps, ...; auto takes a GPU if any")
@@ -360,7 +352,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--backend", default="auto", help="fastrnn's backend, as for fastrnn.LSTM")
     add("--own-steps", type=positive, default=30, help="with our own code, if auto took torch's")
     add("--characters", type=positive, default=500, help="characters to write at the end")
-    add("--temperature", type=above_zero, default=0.7, help="of the text written")
+    add("--temperature", type=gallery.above_zero, default=0.7, help="of the text written")
     add("--out", type=Path, default=Path("char_lm.png"), help="where the curves are drawn")
     args = parser.parse_args(argv)
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 VALUES = {"M": 1000, "D": 500, "C": 100, "L": 50, "X": 10, "V": 5, "I": 1}
 PAIRS = {"CM": 900, "CD": 400, "XC": 90, "XL": 40, "IX": 9, "IV": 4}
 STEPS = 16
-"""T: the 15 letters of MMMDCCCLXXXVIII, and one for the end."""
+"""T: the 15 letters of the longest numeral, that of 3888, and one for the end."""
 
 
 def numeral(n: int) -> str:

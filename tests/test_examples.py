@@ -1,39 +1,24 @@
 """examples/char_lm.py, run small in this process: what it prints, writes and refuses."""
 
-import importlib.util
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 import fastrnn
+from scripts import of_their_own, refused, script
 
-ROOT = Path(__file__).resolve().parents[1]
 SMALL = [
     *("--steps", "6", "--hidden", "16", "--length", "12", "--batch", "4", "--text", "400000"),
     *("--own-steps", "3", "--characters", "40", "--device", "cpu"),
 ]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def char_lm():
-    """The example as a module; importlib import mode does not put examples/ on the path."""
-    spec = importlib.util.spec_from_file_location("char_lm", ROOT / "examples/char_lm.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["char_lm"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["char_lm"]
-
-
-@pytest.fixture(autouse=True)
-def threads():
-    """The example sets the number of threads for its own process; here it is everybody's."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+    """The example as a module."""
+    with of_their_own():
+        yield script("char_lm")
 
 
 @pytest.fixture
@@ -157,12 +142,7 @@ def test_means_that_drift_apart_are_told(char_lm):
     ],
 )
 def test_wrong_options_are_named(char_lm, capsys, options, told):
-    with pytest.raises(SystemExit) as stopped:
-        char_lm.main(list(options))
-    assert stopped.value.code == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert told in err
+    assert told in refused(char_lm.main, options, capsys)
 
 
 def test_corpus_is_split_by_whole_modules(char_lm, tmp_path):

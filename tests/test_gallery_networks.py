@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import re
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 import fastrnn
+from scripts import of_their_own, refused, script
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 SMALL = {
     "cliff": ["--grid", "3", "--steps", "3"],
     "gradient_flow": ["--steps", "5", "--hidden", "4", "--radii", "0.5,2"],
@@ -30,20 +27,10 @@ SLOW = {"relu_sparsity": [("times", (1.0, 1.0))], "curvature": [("check", (0.0, 
 
 
 @pytest.fixture(autouse=True)
-def beginning(monkeypatch):
-    """Scripts find `gallery` beside them, and set seed and threads for their own process."""
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    threads = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+def beginning():
+    """Each test as if its scripts ran in a process of their own."""
+    with of_their_own():
         yield
-    torch.set_num_threads(threads)
-    for name in (*SMALL, "gallery"):
-        sys.modules.pop(name, None)
-
-
-def script(name):
-    return importlib.import_module(name)
 
 
 JIT_DEPRECATED = pytest.mark.filterwarnings(
@@ -106,11 +93,7 @@ def test_help_names_the_picture_and_what_one_sees(name, capsys):
     ],
 )
 def test_wrong_arguments_are_one_line_and_status_2(name, options, told, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        script(name).main(options)
-    assert stopped.value.code == 2
-    out, err = capsys.readouterr()
-    assert out == ""
+    err = refused(script(name).main, options, capsys)
     assert told in err
     assert err.count("\n") == 1
 

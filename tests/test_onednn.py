@@ -79,6 +79,7 @@ def test_a_frozen_c_is_the_same_to_the_bit() -> None:
     assert torch.equal(h_frozen[:, 1], h[:, 1])
 
 
+@settings(deadline=None, derandomize=True, database=None)
 @given(
     lengths=st.lists(st.integers(1, 30), min_size=1, max_size=12),
     spare=st.floats(0, 200),
