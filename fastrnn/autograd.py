@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from fastrnn import batching, unrolled
+from fastrnn import batching, layer_call, unrolled
 from fastrnn.backend import Layer, Wanted
 from fastrnn.flat import FIELDS, SAVED, TENSORS, WANTED, fields_of, layer_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -72,6 +72,8 @@ class LayerFunction(torch.autograd.Function):
             found = _gradients(layer, grads, wanted)
         elif torch.is_grad_enabled():  # create_graph: somebody will differentiate this gradient
             found = LayerGradient.apply(*arguments)
+        elif layer_call.is_eager((*grads, *saved)):
+            found = layer_call.backward(*arguments, overwrite=_is_last_use(saved))
         elif _is_last_use(saved):
             found = torch.ops.fastrnn.layer_backward_(*arguments)
         else:
@@ -104,6 +106,28 @@ class LayerFunction(torch.autograd.Function):
             for tensor, place in zip(made[:4], places, strict=True)
         ]
         return (*parts, *made[4:]), (*places, *(None for _ in made[4:]))
+
+
+class EagerLayer(torch.autograd.Function):
+    """`LayerFunction` where nobody needs operators (`fastrnn.layer_call.is_eager`).
+
+    Without a `setup_context`: of a function that has one, torch looks up the signature of `forward`
+    at every call. And with an `apply` that goes straight to torch's C++, without a look at each
+    argument for wrappers of transforms, of which there are none.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
+        """Straight to the backend."""
+        made = layer_call.forward_below_autograd(*arguments)
+        LayerFunction.setup_context(ctx, arguments, made)
+        return made
+
+    backward = LayerFunction.backward
+
+
+apply_eagerly: Callable[..., tuple[Tensor, ...]] = super(torch.autograd.Function, EagerLayer).apply
+"""`EagerLayer.apply`, as said there."""
 
 
 class LayerGradient(torch.autograd.Function):

@@ -278,8 +278,9 @@ class RecurrenceBackend(LayerBackend):
     def layer_forward(self, layer: Layer) -> LayerOutput:
         """Project the inputs of all steps at once, then run the time loop."""
         multiply = partial(self.matmul, precision=layer.precision)
-        # of chained groups, that of group 0
-        bias = None if layer.bias is None else layer.bias[: len(layer.weight_ih)]
+        bias = layer.bias
+        if bias is not None and layer.weight_chain is not None:
+            bias = bias[:1]  # that of group 0
         gates_x = project(layer.x, layer.weight_ih, bias, multiply)
         return self.recurrence_forward(gates_x, layer.weight_hh, layer)
 
@@ -299,8 +300,9 @@ class RecurrenceBackend(LayerBackend):
         d_gates = made.d_gates
         multiply = partial(self.matmul, precision=layer.precision)
         d_weight_ih = d_weight_hh = d_weight_chain = None
-        outputs = output if layer.weight_chain is None else saved[0]
-        d_gates_x = d_gates[:, :, : len(layer.weight_ih)]
+        outputs, d_gates_x = output, d_gates
+        if layer.weight_chain is not None:
+            outputs, d_gates_x = saved[0], d_gates[:, :, :1]
         if wanted.weight_ih:
             d_weight_ih = input_weight_gradient(d_gates_x, layer.x, multiply)
         if wanted.weight_hh:

@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import checks, masks, stack
 from fastrnn.backend import StackBackend, StackCall
+from fastrnn.cell import cell_of
 from fastrnn.dispatch import current_override, decide
 from fastrnn.options import Options, as_constant, constants
 from fastrnn.plugins import registry
@@ -149,7 +150,7 @@ def _zero_states(spec: Spec, like: Tensor, batch: int) -> tuple[Tensor, ...]:
     _, _, hidden_size, proj_size, num_layers, _, bidirectional = spec
     rows = 2 * num_layers if bidirectional else num_layers
     h0 = like.new_zeros(rows, batch, proj_size or hidden_size)
-    if not spec.has_cell_state:
+    if not cell_of(spec.cell).has_pair:
         return (h0,)
     return (h0, h0 if not proj_size else like.new_zeros(rows, batch, hidden_size))
 
@@ -176,12 +177,14 @@ def make_request(
         seq_len = batch = None
     elif batch_sizes is not None:
         seq_len, batch = batch_sizes.shape[0], states[0].shape[1]
+    elif batch_first:
+        batch, seq_len, _ = input.shape
     else:
-        seq_len, batch = input.shape[0], input.shape[1]
-        if batch_first:
-            seq_len, batch = batch, seq_len
-    needs_grad = torch.is_grad_enabled() and _any_requires_grad(weights, states, (input,))
-    on_cpu = kind == "cpu"
+        seq_len, batch, _ = input.shape
+    needs_grad = torch.is_grad_enabled() and _any_requires_grad(input, states, weights)
+    dtype = input.dtype
+    if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
     return Request(
         cell,
         seq_len,
@@ -193,15 +196,15 @@ def make_request(
         bidirectional,
         bias,
         dropout if training and num_layers > 1 else 0.0,
-        torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else input.dtype,
+        dtype,
         kind,
         arch_of(device) if kind == "cuda" else "",
-        "ieee" if on_cpu else float32_precision(),
+        "ieee" if kind == "cpu" else float32_precision(),
         needs_grad,
         training,
         padded or batch_sizes is not None,
         compiling,
-        torch.get_num_threads() if on_cpu and not compiling else 0,
+        torch.get_num_threads() if kind == "cpu" and not compiling else 0,
         options.recompute if needs_grad else 0,
         padded,
         resets,
@@ -209,7 +212,7 @@ def make_request(
         training and options.recurrent_dropout > 0,
         options.zoneout != (0.0, 0.0),
         needs_grad and options.error_clip > 0,
-        not compiling and is_transformed((input, *states, *weights)),
+        not compiling and is_transformed(input, states, weights),
     )
 
 
@@ -222,12 +225,13 @@ def _as_constant(field: object) -> object:
     return field
 
 
-def _any_requires_grad(*groups: Sequence[Tensor]) -> bool:
-    for group in groups:
-        for tensor in group:
-            if tensor.requires_grad:
-                return True
-    return False
+def _any_requires_grad(input: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> bool:
+    if input.requires_grad:
+        return True
+    for weight in weights:
+        if weight.requires_grad:
+            return True
+    return any(state.requires_grad for state in states)
 
 
 def _dispatch(

@@ -33,8 +33,15 @@ def fields_of(layer: Layer) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def layer_of(fields: Sequence[Any]) -> Layer:
-    """The inverse of `fields_of`."""
-    named = dict(zip(FIELDS, fields, strict=True))
-    named["reverse"] = tuple(named["reverse"])
-    return Layer(**named)
+def layer_of(fields: Sequence[Any], *, overwrite_saved: bool = False) -> Layer:
+    """The inverse of `fields_of`; written out, too."""
+    (
+        x, weight_ih, weight_hh, bias, h0, c0, weight_hr, weight_chain, cell_weight, lengths,
+        resets, recurrent_mask, zoneout_h, zoneout_c, cell, reverse, precision, recompute,
+        final_only, save, error_clip, all_states,
+    ) = fields  # fmt: skip
+    return Layer(
+        cell, x, weight_ih, weight_hh, bias, h0, c0, weight_hr, lengths, tuple(reverse), precision,
+        save, final_only, recompute, overwrite_saved, weight_chain, resets, recurrent_mask,
+        zoneout_h, zoneout_c, error_clip, all_states, cell_weight,
+    )  # fmt: skip

@@ -10,25 +10,23 @@ torch's flat signatures and the contract in `fastrnn.backend`.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from fastrnn import chunked, unrolled
-from fastrnn.autograd import LayerFunction
-from fastrnn.backend import Layer, LayerBackend, LayerOutput, OutputGradients, Wanted
-from fastrnn.flat import SAVED, fields_of, layer_of
-from fastrnn.plugins import registry
+from fastrnn import chunked, layer_call, unrolled
+from fastrnn.autograd import LayerFunction, apply_eagerly
+from fastrnn.backend import LayerOutput
+from fastrnn.flat import SAVED, TENSORS, fields_of
 from fastrnn.transforms import has_tangents
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import Callable
 
     from torch import Tensor
+
+    from fastrnn.backend import Layer
 
 _LAYER = (
     "Tensor x, Tensor weight_ih, Tensor weight_hh, Tensor? bias, Tensor h0, Tensor? c0, "
@@ -59,58 +57,29 @@ def layer_forward(
         (T, B, G, H). The output has no steps if only the final states were asked for and no
         backward pass may follow, and one group, the last, if groups are chained.
     """
-    function: Callable[..., tuple[Tensor, ...]] = torch.ops.fastrnn.layer_forward
-    if not torch.compiler.is_compiling():
-        if has_tangents():
-            # tangents go through torch's operations, and so can their derivatives
-            output, h_n, *rest = unrolled.run(layer)
-            c_n, cells = rest or (None, None)
-            return output, h_n, c_n, cells if layer.all_states else None
-        if torch._C._are_functorch_transforms_active():
-            function = LayerFunction.apply  # the operator has no rule for vmap
-    output, h_n, c_n, cells, *_ = function(*fields_of(layer), backend)
+    if not torch.compiler.is_compiling() and has_tangents():
+        # tangents go through torch's operations, and so can their derivatives
+        output, h_n, *rest = unrolled.run(layer)
+        c_n, cells = rest or (None, None)
+        return output, h_n, c_n, cells if layer.all_states else None
+    fields = fields_of(layer)
+    output, h_n, c_n, cells, *_ = _function_for(fields[:TENSORS])(*fields, backend)
     if layer.c0 is None:
         return output, h_n, None, None
     return output, h_n, c_n, cells if layer.all_states else None
 
 
-def _layer(arguments: Sequence[Any]) -> tuple[Layer, LayerBackend]:
-    """The `Layer` and the backend behind the operators' shared arguments, see `_LAYER`."""
-    *fields, backend = arguments
-    return layer_of(fields), cast("LayerBackend", registry().backends[backend])
-
-
-def _no_autocast(layer: Layer) -> AbstractContextManager[object]:
-    """The inputs were cast before the operator was called; nothing inside may cast again."""
-    kind = layer.x.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
-
-
-def _padded(layer: Layer, made: LayerOutput) -> tuple[Tensor, ...]:
-    """What the operator returns: empty tensors where there is none."""
-    if len(made.saved) > SAVED:
-        raise ValueError(f"saved: a backend may save {SAVED} tensors, got {len(made.saved)}")
-    empty = partial(layer.x.new_empty, 0)
-    c_n = empty() if made.c_n is None else made.c_n
-    cells = empty() if made.cells is None else made.cells
-    padding = (empty() for _ in range(SAVED - len(made.saved)))
-    return (made.output, made.h_n, c_n, cells, *made.saved, *padding)
-
-
-def _forward(*arguments: Any) -> tuple[Tensor, ...]:
-    layer, backend = _layer(arguments)
-    with _no_autocast(layer):
-        if layer.save and layer.recompute:
-            made = chunked.forward(backend, layer)
-        else:
-            made = LayerOutput(*backend.layer_forward(layer))  # or a plain tuple of what it has
-    if layer.final_only and not layer.save:
-        made = made._replace(output=made.output.new_empty((0, *made.output.shape[1:])))
-    return _padded(layer, made)
+def _function_for(tensors: tuple[Any, ...]) -> Callable[..., tuple[Tensor, ...]]:
+    """The operator, or, of those that do the same, what a call with these tensors may take."""
+    if layer_call.is_eager(tensors):
+        return apply_eagerly if torch.is_grad_enabled() else layer_call.forward_below_autograd
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        return LayerFunction.apply  # the operator has no rule for vmap
+    return torch.ops.fastrnn.layer_forward
 
 
 def _forward_fake(*arguments: Any) -> tuple[Tensor, ...]:
-    layer, backend = _layer(arguments)
+    layer, backend = layer_call.layer_and_backend(arguments)
     x, c0 = layer.x, layer.c0
     steps, batch = x.shape[:2]
     if layer.final_only and not layer.save:
@@ -119,7 +88,7 @@ def _forward_fake(*arguments: Any) -> tuple[Tensor, ...]:
     saved: tuple[Tensor, ...] = ()
     if layer.save:
         saved = chunked.saved_like(layer) if layer.recompute else backend.saved_like(layer)
-    return _padded(
+    return layer_call.padded(
         layer,
         LayerOutput(
             x.new_empty((steps, batch, groups, layer.h0.shape[-1])),
@@ -131,25 +100,6 @@ def _forward_fake(*arguments: Any) -> tuple[Tensor, ...]:
             else None,
         ),
     )
-
-
-def _backward(
-    d_output: Tensor | None, d_h_n: Tensor | None, d_c_n: Tensor | None, d_cells: Tensor | None,
-    output: Tensor, cells: Tensor, *arguments: Any, overwrite: bool = False,
-) -> list[Tensor]:  # fmt: skip
-    """The wanted gradients, in the order of `Wanted`, the others left out."""
-    saved, wanted = arguments[:SAVED], Wanted(*arguments[SAVED])
-    layer, backend = _layer(arguments[SAVED + 1 :])
-    layer = replace(layer, overwrite_saved=overwrite)
-    grad = OutputGradients(d_output, d_h_n, d_c_n, d_cells)
-    if layer.all_states and layer.c0 is not None:
-        saved = (cells, *saved)
-    with _no_autocast(layer):
-        if layer.recompute:
-            got = chunked.backward(backend, grad, layer, output, saved, wanted)
-        else:
-            got = backend.layer_backward(grad, layer, output, saved, wanted)
-    return [cast("Tensor", g) for g, is_wanted in zip(got, wanted, strict=True) if is_wanted]
 
 
 def _backward_fake(*arguments: Any) -> list[Tensor]:
@@ -165,10 +115,12 @@ def _autograd(*arguments: Any) -> tuple[Tensor, ...]:
     return cast("tuple[Tensor, ...]", LayerFunction.apply(*arguments))
 
 
-_library.impl("layer_forward", _forward, "CompositeExplicitAutograd")
+_library.impl("layer_forward", layer_call.forward, "CompositeExplicitAutograd")
 _library.impl("layer_forward", _autograd, "Autograd")
-_library.impl("layer_backward", _backward, "CompositeExplicitAutograd")
-_library.impl("layer_backward_", partial(_backward, overwrite=True), "CompositeExplicitAutograd")
+_library.impl("layer_backward", layer_call.backward, "CompositeExplicitAutograd")
+_library.impl(
+    "layer_backward_", partial(layer_call.backward, overwrite=True), "CompositeExplicitAutograd"
+)
 torch.library.register_fake("fastrnn::layer_forward", _forward_fake, lib=_library)
 for _name in ("layer_backward", "layer_backward_"):
     torch.library.register_fake(f"fastrnn::{_name}", _backward_fake, lib=_library)

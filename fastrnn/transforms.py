@@ -5,23 +5,26 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch.autograd import forward_ad
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from torch import Tensor
 
 
-def is_transformed(tensors: Iterable[Tensor]) -> bool:
+def is_transformed(input: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> bool:
     """Whether forward-mode derivatives are on, or one of the tensors stands for many."""
-    if has_tangents():
+    if forward_ad._current_level >= 0:
         return True
-    return torch._C._are_functorch_transforms_active() and any(map(is_batched, tensors))
+    if not torch._C._are_functorch_transforms_active():
+        return False
+    return any(map(is_batched, (input, *states, *weights)))
 
 
 def has_tangents() -> bool:
     """Whether tensors may have tangents: in `torch.func.jvp`, and in a dual level of autograd's."""
-    return torch.autograd.forward_ad._current_level >= 0
+    return forward_ad._current_level >= 0
 
 
 def is_batched(tensor: Tensor) -> bool:

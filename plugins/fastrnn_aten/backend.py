@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fastrnn.request import Cost, Request
 
 # torch types these as builtins with one overload; the packed one differs in its arguments
-_FUNCTIONS: dict[str, Callable[..., Any]] = {
+_FUNCTIONS: dict[str, Callable[..., tuple[Tensor, ...]]] = {
     "lstm": torch.lstm,
     "gru": torch.gru,
     "rnn_tanh": torch.rnn_tanh,
@@ -69,22 +69,18 @@ class AtenBackend(StackBackend):
 
     def run(self, call: StackCall) -> tuple[Tensor, ...]:
         """Call torch as torch.nn's layers do."""
-        cell, _, _, _, _, _, num_layers, bidirectional, bias, dropout, *_ = call.request
+        asked, x, batch_sizes, states, weights, batch_first, _ = call
         # cuDNN keeps what its backward pass needs only in training mode; with dropout already 0
         # in eval mode, the flag changes nothing else, so a module in eval mode can be trained
-        training = call.request.training or (
-            call.request.needs_grad and call.request.device == "cuda"
-        )
-        function = _FUNCTIONS[cell]
-        hx: Any = call.hx if cell == "lstm" else call.hx[0]
-        if call.batch_sizes is None:
-            result = function(
-                call.input, hx, call.weights, bias, num_layers, dropout, training,
-                bidirectional, call.batch_first,
+        training = asked.training or (asked.needs_grad and asked.device == "cuda")
+        function = _FUNCTIONS[asked.cell]
+        hx = states if asked.cell == "lstm" else states[0]
+        if batch_sizes is None:
+            return function(
+                x, hx, weights, asked.bias, asked.num_layers, asked.dropout, training,
+                asked.bidirectional, batch_first,
             )  # fmt: skip
-        else:
-            result = function(
-                call.input, call.batch_sizes, hx, call.weights, bias, num_layers, dropout,
-                training, bidirectional,
-            )  # fmt: skip
-        return cast("tuple[Tensor, ...]", result)
+        return function(
+            x, batch_sizes, hx, weights, asked.bias, asked.num_layers, asked.dropout, training,
+            asked.bidirectional,
+        )  # fmt: skip

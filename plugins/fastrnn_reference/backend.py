@@ -196,16 +196,13 @@ def _for_steps(like: Tensor, by_anybody: bool, width: int) -> Tensor:
 
 
 def _elman_forward(gates_x: Tensor, layer: Layer) -> LayerOutput:
-    steps, batch, groups, size = gates_x.shape
-    final_only = layer.final_only and not layer.save
-    output = gates_x.new_empty((0 if final_only else steps, batch, groups, size))
+    output = gates_x.contiguous()  # outputs take the place of what they are made of
     activated = None
     if layer.save and layer.zoneout_h is not None:
         activated = torch.empty_like(output)
+    final_only = layer.final_only and not layer.save
     h_n = [
-        elman.forward(
-            group, own(gates_x, 2), None if final_only else own(output, 2), own(activated, 2)
-        )
+        elman.forward(group, own(output, 2), own(activated, 2), final_only=final_only)
         for group, own in _parts(layer)
     ]
     return LayerOutput(output, _joined(h_n), None, () if activated is None else (activated,))

@@ -10,8 +10,8 @@ from fastrnn.cell import BUILTIN, cell_of
 from fastrnn.request import Cost, Request
 from fastrnn.roofline import CPU_BYTES, cpu_step, recurrent_weights, rows, steps
 
-CALL, CALL_TRAINING = 60e-6, 300e-6
-STEP, STEP_TRAINING = 3.2e-6, 9.5e-6
+CALL, CALL_TRAINING = 80e-6, 300e-6
+STEP, STEP_TRAINING = 1.9e-6, 4.3e-6
 """Seconds of an Elman step beside its product."""
 LSTM_STEP, LSTM_STEP_TRAINING = 15.5e-6, 38e-6
 CUSTOM_STEP, CUSTOM_STEP_TRAINING = 28e-6, 44e-6

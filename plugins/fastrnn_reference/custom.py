@@ -13,6 +13,7 @@ once, before the loop back through time, which is then
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -35,7 +36,7 @@ from fastrnn_reference.time import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
@@ -158,6 +159,18 @@ def backward(
     return Gradients(d_h0 + d_h, None if c0 is None else d_c0 + d_c, d_weights)
 
 
+@contextmanager
+def _recording() -> Iterator[None]:
+    """Record operations below a dispatch mode, too, as that is which counts them.
+
+    There torch has switched autograd off.
+    """
+    with torch.enable_grad(), torch._C._PreserveDispatchKeyGuard():
+        autograd = torch._C.DispatchKey.AutogradFunctionality
+        torch._C._dispatch_tls_set_dispatch_key_excluded(autograd, False)
+        yield
+
+
 class _Steps:
     """All steps of a group at once, and their derivatives.
 
@@ -171,7 +184,7 @@ class _Steps:
     ) -> None:
         self._weights = tuple(weight.detach().requires_grad_() for weight in weights)
         inputs = [part.detach().requires_grad_() for part in (*pre.chunk(cell.gates, 2), c_before)]
-        with torch.enable_grad():
+        with _recording():
             h, c = cell.step(tuple(inputs[:-1]), inputs[-1], self._weights)
         self._made = (h, c)
         self.by_h, self.by_c = (self._derivatives(one, inputs) for one in self._made)

@@ -5,7 +5,6 @@ Elman, "Finding structure in time", 1990; the gradient is backpropagation throug
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -42,58 +41,45 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 """f, in place."""
 
-
-_aten = torch.ops.aten
-GRADIENTS: dict[str, Callable[..., Tensor]] = {
-    "rnn_tanh": _aten.tanh_backward.grad_input,
-    "rnn_relu": partial(_aten.threshold_backward.grad_input, threshold=0),
-    "rnn_sigmoid": _aten.sigmoid_backward.grad_input,
+SLOPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "rnn_tanh": lambda f, out: torch.addcmul(f.new_ones(()), f, f, value=-1, out=out),
+    "rnn_sigmoid": lambda f, out: torch.sub(f.new_ones(()), f, out=out).mul_(f),
 }
-"""dh f'(a), written in terms of f(a): 1 - f^2, f > 0, f (1 - f)."""
+"""f'(a) in terms of f(a), written to `out`: 1 - f^2 and f (1 - f)."""
+_threshold_backward = torch.ops.aten.threshold_backward.grad_input
 
 
 def forward(
-    group: Group, gates_x: Tensor, output: Tensor | None, activated: Tensor | None
+    group: Group, sequence: Tensor, activated: Tensor | None, *, final_only: bool
 ) -> Tensor:
-    """Fill `output` (T, B, H) and return h_n (B, H).
+    """Make the outputs of gates_x, in place, and return h_n (B, H).
 
     Args:
         group: weights, initial state and options.
-        gates_x: (T, B, H), W_ih x + b of every step.
-        output: (T, B, H), written; zero past a row's length. None: nobody reads it.
+        sequence: (T, B, H), W_ih x + b of every step; h after each step is written over it, zero
+            past a row's length.
         activated: (T, B, H), written: f(a) of every step, which zoneout keeps apart from h. None
             if nobody reads it.
+        final_only: nobody reads the outputs, which need not be zero anywhere.
     """
     activation, weight = ACTIVATIONS[group.cell], group.weight_hh.mT
-    add = add_product(weight)
-    rows = Rows.of(group, gates_x)
-    every_start = starting_steps(group, rows, gates_x)
-    h = h_n = h0 = group.h0
+    add_ = torch.Tensor.addmm_ if weight.dim() == 2 else torch.Tensor.baddbmm_
+    rows = Rows.of(group, sequence)
+    every_start = starting_steps(group, rows, sequence)
+    h = h0 = group.h0
     entering = starting_states(h0, every_start)
-    if _is_plain(group) and output is not None:
-        for a, h_new, starts, own_h0 in in_order(
-            group.reverse, gates_x, output, every_start, entering
-        ):
-            h = activation(add(a, restarted(h, starts, own_h0), weight, out=h_new))
-    else:
-        ends = None if rows is None or output is not None else rows.ends()
-        for a, h_out, f_out, kept, starts, own_h0, is_last in in_order(
-            group.reverse, gates_x, output, activated, group.zoneout_h, every_start, entering, ends
-        ):
-            h_before = restarted(h, starts, own_h0)
-            f_a = activation(add(a, hidden_from(h_before, group.recurrent_mask), weight))
-            if f_out is not None:
-                f_out.copy_(f_a)
-            h = mixed(kept, h_before, f_a)
-            if h_out is not None:
-                h_out.copy_(h)
-            if is_last is not None:
-                h_n = torch.where(is_last, h, h_n)
+    for a, f_out, kept, starts, own_h0 in in_order(
+        group.reverse, sequence, activated, group.zoneout_h, every_start, entering
+    ):
+        h_before = restarted(h, starts, own_h0)
+        h = activation(add_(a, hidden_from(h_before, group.recurrent_mask), weight))
+        if f_out is not None:
+            f_out.copy_(h)
+        if kept is not None:
+            h.copy_(mixed(kept, h_before, h))
     if rows is None:
         return h
-    if output is None:
-        return h_n
-    return rows.final(rows.zero_past_(output), h0)
+    return rows.final(sequence if final_only else rows.zero_past_(sequence), h0)
 
 
 def backward(
@@ -119,7 +105,7 @@ def backward(
         wants_h0: whether dL/dh0 is worth a matrix product.
         d_gates: (T, B, H), written; zero past a row's length.
     """
-    gradient, weight_hh, bound = GRADIENTS[group.cell], group.weight_hh, group.error_clip
+    weight_hh, bound = group.weight_hh, group.error_clip
     add = add_product(weight_hh)
     f_a = output if activated is None else activated
     d_outputs = output_gradients(d_output, output)
@@ -131,13 +117,14 @@ def backward(
         d_outputs = rows.zero_past_(d_outputs.clone())
         d_h0 = d_h0 if d_h_n is None else rows.inject(d_h_n, d_outputs)
     every_start = starting_steps(group, rows, output)
-    if _is_plain(group):
+    through = _gradient(group.cell, f_a, d_gates)
+    if group.recurrent_mask is None and group.zoneout_h is None:
         d_later = None
         for d_out, f_t, d_gate, starts in in_order(
             not group.reverse, d_outputs, f_a, d_gates, every_start
         ):
             d_h = d_h + d_out if d_later is None else add(d_out, d_later, weight_hh)
-            d_later = not_started(clipped_(gradient(d_h, f_t, grad_input=d_gate), bound), starts)
+            d_later = not_started(clipped_(through(d_gate, d_h, f_t), bound), starts)
         if not wants_h0:
             return d_h0
         d_first = of_first_steps(d_gates, group.lengths, group.resets, group.reverse)
@@ -146,12 +133,19 @@ def backward(
         not group.reverse, d_outputs, f_a, d_gates, group.zoneout_h, every_start
     ):
         d_new, d_kept = split(kept, d_h + d_out)
-        clipped_(gradient(d_new, f_t, grad_input=d_gate), bound)
+        clipped_(through(d_gate, d_new, f_t), bound)
         d_h = plus(hidden_from(d_gate @ weight_hh, group.recurrent_mask), d_kept)
         d_h0, d_h = started(d_h, starts, d_h0), not_started(d_h, starts)
     return d_h0 + d_h
 
 
-def _is_plain(group: Group) -> bool:
-    """Whether every step is the formula above and nothing else."""
-    return group.recurrent_mask is None and group.zoneout_h is None
+def _gradient(cell: str, f_a: Tensor, d_gates: Tensor) -> Callable[..., Tensor]:
+    """What writes f'(a) dL/dh of a step to its part of `d_gates`, given that, dL/dh and f(a).
+
+    The slopes of all steps are written there at once, so that a step only multiplies. Not those of
+    relu: where it is 0 a gradient must end, though it be infinite.
+    """
+    if cell in SLOPES:
+        SLOPES[cell](f_a, d_gates)
+        return lambda d_gate, d_h, _: d_gate.mul_(d_h)
+    return lambda d_gate, d_h, f_t: _threshold_backward(d_h, f_t, 0, grad_input=d_gate)
