@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
+from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import checks, masks, stack
-from fastrnn.backend import StackBackend, StackCall
+from fastrnn.backend import Backend, StackBackend, StackCall
 from fastrnn.cell import cell_of
 from fastrnn.dispatch import current_override, decide
 from fastrnn.options import Options, as_constant, constants
@@ -28,6 +29,23 @@ if TYPE_CHECKING:
 PLAIN = Options()
 
 
+class Plan(NamedTuple):
+    """What a call came to, for the next one that is like it."""
+
+    request: Request
+    name: str
+    at_once: int
+    backend: Backend
+
+
+Plans = dict[tuple[object, ...], Plan]
+"""By what is asked of each call. Python that has not run for some milliseconds takes many times as
+long as it does in a loop, since everything it touches has left the caches: so a layer that is
+called as it was before touches little."""
+PLANS = 64
+"""Most of them that a layer keeps."""
+
+
 def run(
     spec: Spec,
     input: Tensor | PackedSequence,
@@ -41,8 +59,12 @@ def run(
     lengths: Lengths | None = None,
     resets: Tensor | None = None,
     options: Options = PLAIN,
+    plans: Plans | None = None,
 ) -> tuple[Any, ...]:
     """What `fastrnn.functional` and the modules share; `weights` must fit `spec`.
+
+    `plans` are of former calls with the same `spec`, `batch_first`, `dropout`, `training`,
+    `backend` and `options`; more may be added.
 
     Returns:
         output, or None with `final_only`, and the final states, one tensor or a pair; then, with
@@ -53,8 +75,14 @@ def run(
         ValueError, TypeError: as `fastrnn.masks` raises for wrong `lengths` or `resets`.
         BackendError: `backend` names none that can run this call.
     """
+    key = None
     if torch.compiler.is_compiling():
         options = constants(options)
+    elif plans is not None and lengths is None and resets is None:
+        key = _key(input, hx, weights)
+        plan = plans.get(key) if key else None
+        if plan is not None and isinstance(input, torch.Tensor):
+            return _run_again(spec, plan, input, hx, weights, batch_first, options)
     packed = isinstance(input, PackedSequence)
     if lengths is not None or resets is not None:
         masks.check_combination(lengths, resets, packed=packed, recompute=options.recompute)
@@ -83,10 +111,17 @@ def run(
         resets = masks.as_resets(
             resets, steps, batch, input.device, batch_first=batch_first, unbatched=unbatched
         )
-    made = _dispatch(
-        spec, input, None, states, weights, batch_first, dropout, training, backend, options,
-        lengths, resets,
+    request = make_request(
+        spec, input, None, states, weights, batch_first, dropout, training, options,
+        lengths is not None, resets is not None,
     )  # fmt: skip
+    plan = _plan(request, backend)
+    if key and plans is not None:
+        if len(plans) >= PLANS:
+            plans.clear()
+        plans[key] = plan
+    call = StackCall(request, input, None, states, weights, batch_first, lengths)
+    made = _carry_out(spec, plan, call, options, resets)
     output, final = made.output, made.final
     if unbatched:
         final = tuple(state.squeeze(1) for state in final)
@@ -100,6 +135,57 @@ def run(
     elif batch_first:
         every = tuple(state.transpose(1, 2) for state in every)
     return output, _paired(final), _paired(every)
+
+
+def _key(input: object, hx: object, weights: Sequence[Tensor]) -> tuple[object, ...] | None:
+    """What is asked of a call that a layer's attributes leave open; None of an unusual one."""
+    if (
+        type(input) is not torch.Tensor
+        or input.dim() != 3
+        or torch._C._is_any_autocast_enabled()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    ):
+        return None
+    states: tuple[Tensor, ...] = ()
+    if isinstance(hx, torch.Tensor):
+        states = (hx,)
+    elif isinstance(hx, tuple) and all(isinstance(state, torch.Tensor) for state in hx):
+        states = hx
+    elif hx is not None:
+        return None
+    on_cpu = input.is_cpu
+    return (
+        input.shape,
+        input.dtype,
+        weights[0].dtype,
+        None if on_cpu else input.device,
+        torch.get_num_threads() if on_cpu else float32_precision(),
+        torch.is_grad_enabled() and _any_requires_grad(input, states, weights),
+        registry().generation,
+        current_override(),
+    )
+
+
+def _run_again(
+    spec: Spec,
+    plan: Plan,
+    input: Tensor,
+    hx: Any,
+    weights: Sequence[Tensor],
+    batch_first: bool,
+    options: Options,
+) -> tuple[Any, ...]:
+    """A call like one that was checked and decided; only its states may be wrong."""
+    batch = input.shape[0 if batch_first else 1]
+    if hx is None:
+        states = _zero_states(spec, input, batch)
+    else:
+        states = checks.as_states(spec, hx, unbatched=False)
+        checks.check_states(spec, states, batch)
+    call = StackCall(plan.request, input, None, states, weights, batch_first)
+    made = _carry_out(spec, plan, call, options, None)
+    return made.output, _paired(made.final)
 
 
 def _run_packed(
@@ -123,9 +209,11 @@ def _run_packed(
         checks.check_states(spec, states, batch)
         if sorted_indices is not None:
             states = tuple(state.index_select(1, sorted_indices) for state in states)
-    made = _dispatch(
-        spec, data, batch_sizes, states, weights, False, dropout, training, backend, options
+    request = make_request(
+        spec, data, batch_sizes, states, weights, False, dropout, training, options
     )
+    call = StackCall(request, data, batch_sizes, states, weights, False)
+    made = _carry_out(spec, _plan(request, backend), call, options, None)
     final, every = made.final, made.every
     if unsorted_indices is not None:
         final = tuple(state.index_select(1, unsorted_indices) for state in final)
@@ -234,25 +322,8 @@ def _any_requires_grad(input: Tensor, states: Sequence[Tensor], weights: Sequenc
     return any(state.requires_grad for state in states)
 
 
-def _dispatch(
-    spec: Spec,
-    input: Tensor,
-    batch_sizes: Tensor | None,
-    states: tuple[Tensor, ...],
-    weights: Sequence[Tensor],
-    batch_first: bool,
-    dropout: float,
-    training: bool,
-    backend: str,
-    options: Options,
-    lengths: Tensor | None = None,
-    resets: Tensor | None = None,
-) -> stack.Made:
-    """What the backend that is chosen makes of the call."""
-    request = make_request(
-        spec, input, batch_sizes, states, weights, batch_first, dropout, training, options,
-        lengths is not None, resets is not None,
-    )  # fmt: skip
+def _plan(request: Request, backend: str) -> Plan:
+    """Who runs the call."""
     if request.compiling:
         from fastrnn.graph_decision import decide_constant  # imports Dynamo, which is here by now
 
@@ -260,9 +331,16 @@ def _dispatch(
     else:
         decision = decide(request, backend)
         name, at_once = decision.backend, decision.layers_at_once
-    chosen = registry().backends[name]
-    call = StackCall(request, input, batch_sizes, states, weights, batch_first, lengths)
-    if isinstance(chosen, StackBackend):
-        output, *final = chosen.run(call)
+    return Plan(request, name, at_once, registry().backends[name])
+
+
+def _carry_out(
+    spec: Spec, plan: Plan, call: StackCall, options: Options, resets: Tensor | None
+) -> stack.Made:
+    """What the backend that is chosen makes of the call."""
+    if isinstance(plan.backend, StackBackend):
+        output, *final = plan.backend.run(call)
         return stack.Made(None if options.final_only else output, tuple(final), None)
-    return stack.run_call(spec, call, name, at_once=at_once, resets=resets, options=options)
+    return stack.run_call(
+        spec, call, plan.name, at_once=plan.at_once, resets=resets, options=options
+    )

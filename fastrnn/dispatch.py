@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from fastrnn import measured
 from fastrnn.backend import LayerBackend, StackBackend
 from fastrnn.cell import BUILTIN, cell_of
-from fastrnn.plugins import registry
+from fastrnn.plugins import registry, renew
 from fastrnn.request import Candidate, Cost, Decision, Request, describe_candidates
 
 if TYPE_CHECKING:
@@ -136,11 +136,12 @@ def decide(request: Request, backend: str = AUTO, *, here: bool = True) -> Decis
 def clear_decisions() -> None:
     """Forget all decisions, so that they are taken anew from what is known by now."""
     _cache.clear()
+    renew()
 
 
 def clear_cache() -> None:
     """Forget all decisions, the environment's word and what was measured; for tests."""
-    _cache.clear()
+    clear_decisions()
     _environment.clear()
     measured.reset()
 

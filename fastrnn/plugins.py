@@ -316,6 +316,12 @@ def registry() -> Registry:
     return _first_registry()
 
 
+def renew() -> None:
+    """Give the registry, if there is one, another generation: what was decided by it is stale."""
+    if _registry is not None:
+        _registry.generation = next(_generations)
+
+
 def register(plugin: object, name: str | None = None) -> None:
     """Register a plugin from Python, without an entry point.
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn.calls import make_request, run
+from fastrnn.calls import Plans, make_request, run
 from fastrnn.cell import cell_of
 from fastrnn.checks import check_type
 from fastrnn.dispatch import AUTO, decide, parse_names
@@ -40,7 +40,7 @@ OPTIONS = {
 }
 """What torch's layers do not have, and the values that leave it off."""
 _CUDNN_MODES = ("LSTM", "GRU", "RNN_TANH", "RNN_RELU")
-DERIVED = ("_spec", "_weight_names", "_options")
+DERIVED = ("_spec", "_weight_names", "_options", "_plans")
 """Attributes that follow from the others, and so are neither pickled nor handed on."""
 
 
@@ -68,6 +68,8 @@ class Recurrent(nn.Module):
     _spec: Spec
     _weight_names: tuple[str, ...]
     _options: Options
+    _plans: Plans
+    """Good as long as no attribute is set."""
 
     def __init__(
         self,
@@ -155,6 +157,7 @@ class Recurrent(nn.Module):
         self._spec = spec
         self._weight_names = _parameter_names(spec)
         self._options = self._checked_options()
+        self._plans = {}
 
     def _checked_options(self, **changed: object) -> Options:
         """The options as they are, or would be with those that are given."""
@@ -168,6 +171,7 @@ class Recurrent(nn.Module):
             self.__dict__["_options"] = self._checked_options(**{name: value})
         before = self.__dict__.get("_parameters", {}).get(name)
         super().__setattr__(name, value)
+        self.__dict__["_plans"] = {}
         if "_weight_names" in self.__dict__:  # else still under construction
             if name in _IN_SPEC:
                 self._refresh()
@@ -284,6 +288,7 @@ class Recurrent(nn.Module):
             lengths=lengths,
             resets=resets,
             options=asked._replace(all_states=True) if return_all_states else asked,
+            plans=None if return_all_states else self._plans,
         )
 
 

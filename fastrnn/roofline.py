@@ -15,6 +15,9 @@ CPU_OPERATIONS = 60e9
 multiply-adds a cycle, about 3 GHz, less what packing costs); float64 halves it."""
 CPU_BYTES = 50e9
 """Bytes a second at which one core reads weights that stay in its second-level cache."""
+CPU_CACHE, CPU_MEMORY = 2e6, 14e9
+"""Bytes of weights that stay there, and bytes a second of larger ones, which a small product waits
+for in every step."""
 
 
 def steps(request: Request) -> int:
@@ -32,9 +35,15 @@ def recurrent_weights(request: Request) -> int:
     return request.gates * request.hidden_size * request.state_size * request.directions
 
 
-def cpu_step(request: Request) -> float:
-    """Seconds of one step's recurrent product on the CPU: arithmetic or reading W_hh."""
+def cpu_product(request: Request) -> float:
+    """Seconds of one step's recurrent product on the CPU: arithmetic, or reading W_hh in cache."""
     weights, size = recurrent_weights(request), request.dtype.itemsize
     arithmetic = 2 * rows(request) * weights / (CPU_OPERATIONS * 4 / size)
     threads = max(request.threads, 1)
     return max(arithmetic / threads, weights * size / CPU_BYTES)
+
+
+def cpu_step(request: Request) -> float:
+    """The same where weights are fetched for each product, as for those of torch and NumPy."""
+    size = recurrent_weights(request) * request.dtype.itemsize
+    return cpu_product(request) + (size / CPU_MEMORY if size > CPU_CACHE else 0.0)

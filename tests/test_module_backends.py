@@ -92,3 +92,29 @@ def test_explain_describes_the_call(cell, form, monkeypatch):
 def test_explain_refuses_torchs():
     with pytest.raises(TypeError, match=r"a fastrnn\.RNN or LSTM, got: LSTM"):
         fastrnn.explain(nn.LSTM(4, 5), X)
+
+
+@pytest.mark.parametrize(
+    ("cls", "steps", "batch", "size", "training", "backend"),
+    [
+        (fastrnn.LSTM, 1, 1, 64, False, "aten"),
+        (fastrnn.LSTM, 1, 1, 256, False, "aten"),
+        (fastrnn.LSTM, 1, 1, 1024, False, "reference"),
+        (fastrnn.LSTM, 1, 32, 1024, True, "reference"),
+        (fastrnn.LSTM, 4, 8, 1024, True, "reference"),
+        (fastrnn.LSTM, 20, 32, 1024, True, "aten"),
+        (fastrnn.LSTM, 100, 1, 1024, False, "aten"),
+        (fastrnn.RNN, 1, 1, 64, True, "aten"),
+        (fastrnn.RNN, 20, 1, 64, True, "reference"),
+        (fastrnn.RNN, 100, 32, 512, True, "reference"),
+        (fastrnn.RNN, 20, 1, 64, False, "aten"),
+        (fastrnn.RNN, 100, 1, 64, False, "reference"),
+    ],
+)
+def test_auto_goes_by_what_was_measured_on_a_cpu(
+    cls, steps, batch, size, training, backend, monkeypatch
+):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    module = cls(size, size)
+    with torch.set_grad_enabled(training):
+        assert fastrnn.explain(module, torch.empty(steps, batch, size)).backend == backend

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 
 from fastrnn.request import Cost, Request
-from fastrnn.roofline import CPU_BYTES, cpu_step, recurrent_weights, rows, steps
+from fastrnn.roofline import CPU_BYTES, cpu_product, cpu_step, recurrent_weights, rows, steps
 
 CALL, CALL_TRAINING = 20e-6, 90e-6
 STEP, STEP_TRAINING = 3e-6, 19e-6
@@ -20,6 +20,10 @@ LSTM_STEP, LSTM_STEP_TRAINING = 8.5e-6, 55e-6
 """Of an LSTM's, and of a GRU's."""
 ONEDNN_STEP = 0.5e-6
 ONEDNN_DTYPES = (torch.float32, torch.bfloat16)
+CACHE, RELAID, RELAID_TRAINING, RELAID_HALVED = 4e6, 4.6e9, 2.6e9, 1.4e7
+"""Bytes of a layer's weights above which it shows that oneDNN lays them out in its own way, once a
+call, and bytes a second at which it does; in training, where their gradients are laid out, too, the
+rate for few bytes, and the bytes at which it has halved."""
 PACKED_STEP, PACKED_GATED_STEP, PACKED_STEP_TRAINING = 1.5e-6, 6e-6, 8e-6
 """More, where rows are packed: each step is a slice of the data."""
 SLICED = 1.5e10
@@ -31,12 +35,28 @@ def estimate(request: Request) -> Cost:
     by_onednn = request.cell == "lstm" and request.dtype in ONEDNN_DTYPES and not request.proj_size
     if request.varlen and not (by_onednn and rows(request) == 1):  # a single row is a padded one
         return Cost(_packed_loop(request), "ATen's loop, over packed rows")
-    product, loop = cpu_step(request), steps(request) * request.directions
+    loop = steps(request) * request.directions
     if by_onednn:
         passes = 3 if request.needs_grad else 1
-        return Cost(CALL + loop * (ONEDNN_STEP + 0.5 * passes * product), "oneDNN")
+        seconds = CALL + loop * (ONEDNN_STEP + 0.5 * passes * cpu_product(request))
+        return Cost(seconds + _laying_out(request), "oneDNN")
     why = "ATen's loop" + (", differentiated step by step" if request.needs_grad else "")
-    return Cost(_loop(request, product), why)
+    return Cost(_loop(request, cpu_step(request)), why)
+
+
+def _laying_out(request: Request) -> float:
+    """Seconds of laying out weights: more than all work where they are large and steps are few."""
+    seconds, below = 0.0, request.state_size * request.directions
+    for layer in range(request.num_layers):
+        inputs = below if layer else request.input_size
+        weights = request.gates * request.hidden_size * (inputs + request.state_size)
+        size = weights * request.dtype.itemsize
+        if size > CACHE:
+            one = size / RELAID
+            if request.needs_grad:
+                one = size / RELAID_TRAINING * (1 + size / RELAID_HALVED)
+            seconds += request.directions * one
+    return seconds
 
 
 def _loop(request: Request, product: float) -> float:
