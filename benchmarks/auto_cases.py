@@ -81,16 +81,6 @@ def expected_seconds(case: Case) -> float:
     return passes * (60e-6 + case.T * overhead + arithmetic + weights)
 
 
-def refusal(case: Case) -> str | None:
-    """Why fastrnn has nothing for a case; None if it has."""
-    if case.mode == "step" and case.kind != "layer":
-        try:
-            fastrnn.Stepper(our_layer(case._replace(H=1)))
-        except TypeError as error:
-            return f"fastrnn.Stepper: {error}"
-    return None
-
-
 def pair(case: Case) -> Pair:
     """The implementations of a case."""
     torch.manual_seed(0)

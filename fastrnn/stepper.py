@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from fastrnn import checks
+from fastrnn.cell import cell_of
 from fastrnn.streaming import one_direction
 
 if TYPE_CHECKING:
+    from fastrnn.cell_modules import GRU
     from fastrnn.modules import LSTM, RNN
 
 
@@ -29,15 +31,15 @@ class _Level(NamedTuple):
     c: Tensor
     """(B, H); LSTM only, else (0,)."""
     gates: Tensor
-    """(B, K*H); of an LSTM in the order i, f, o, g, so that all sigmoids are one call."""
+    """(B, K*H), as a layer has them (`Cell.as_layer`), but of an LSTM in the order i, f, o, g."""
     logistic: Tensor
-    """(B, 3*H), the gates i, f and o."""
+    """(B, S*H), the first gates, which are sigmoids: i, f and o of an LSTM, r and z of a GRU."""
     split: tuple[Tensor, ...]
     """(B, H) each: the gates by themselves."""
     weight: Tensor
     """(W + P, K*H): W_ih above W_hh, both transposed."""
     bias: Tensor
-    """(K*H,): b_ih + b_hh."""
+    """(K*H,): both biases."""
     weight_hr: Tensor | None
     """(H, P), transposed."""
     h_new: Tensor
@@ -61,11 +63,12 @@ class Stepper:
     width of h: H, or `proj_size`.
 
     Args:
-        layer: a `fastrnn.LSTM` or `RNN`, not bidirectional. The stepper has its dtype and device.
+        layer: a `fastrnn.LSTM`, `GRU` or `RNN`, not bidirectional. The stepper has its dtype and
+            device.
         batch: B, rows that step together.
 
     Raises:
-        TypeError: `layer` is none of fastrnn's, or `batch` no int.
+        TypeError: `layer` is none of these, or `batch` no int.
         ValueError: `layer` is bidirectional, or `batch` is below 1.
 
     Example:
@@ -74,10 +77,11 @@ class Stepper:
         torch.Size([3, 20])
     """
 
-    def __init__(self, layer: LSTM | RNN, batch: int = 1) -> None:
+    def __init__(self, layer: LSTM | GRU | RNN, batch: int = 1) -> None:
         spec = one_direction(layer, "and there are none yet")
         if spec.cell not in _STEPS:
-            raise TypeError(f"layer should be a fastrnn.RNN or LSTM, got: {type(layer).__name__}")
+            got = type(layer).__name__
+            raise TypeError(f"layer should be a fastrnn.RNN, LSTM or GRU, got: {got}")
         if not isinstance(batch, int) or isinstance(batch, bool):
             raise TypeError(f"batch should be of type int, got: {type(batch).__name__}")
         if batch < 1:
@@ -98,7 +102,8 @@ class Stepper:
         """
         spec, batch = self._spec, self._batch
         _, inputs, H, _, layers, _, _ = spec
-        P, rows = spec.state_size, spec.gates * H
+        P, rows = spec.state_size, cell_of(spec.cell).gates * H
+        logistic = _LOGISTIC.get(spec.cell, 0) * H
 
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=like.dtype, device=like.device)
@@ -116,7 +121,7 @@ class Stepper:
                     h=h[layer],
                     c=c[layer],
                     gates=gates,
-                    logistic=gates[:, : 3 * H],
+                    logistic=gates[:, :logistic],
                     split=gates.split(H, 1),
                     weight=zeros(width + P, rows),
                     bias=zeros(rows),
@@ -141,18 +146,21 @@ class Stepper:
         self._zoneout = pair if any(pair) else None
         weights = self._layer._weights()
         size = len(weights) // len(self._levels)
-        order = [0, 1, 3, 2][: self._spec.gates]  # torch's i, f, g, o to i, f, o, g
+        cell = cell_of(self._spec.cell)
+        order = _ORDER.get(cell.name, range(cell.gates))
         for index, level in enumerate(self._levels):
             own = weights[index * size : (index + 1) * size]
+            b_ih, b_hh = own[2:4] if self._spec.bias else (None, None)
+            weight_ih, weight_hh, bias = cell.as_layer(own[0], own[1], b_ih, b_hh)
 
             def ordered(weight: Tensor) -> Tensor:
-                return torch.cat([weight.chunk(len(order))[gate] for gate in order])
+                return torch.cat([weight.chunk(cell.gates)[gate] for gate in order])
 
             width = own[0].shape[1]
-            level.weight[:width].copy_(ordered(own[0]).t())
-            level.weight[width:].copy_(ordered(own[1]).t())
-            if self._spec.bias:
-                level.bias.copy_(ordered(own[2] + own[3]))
+            level.weight[:width].copy_(ordered(weight_ih).t())
+            level.weight[width:].copy_(ordered(weight_hh).t())
+            if bias is not None:
+                level.bias.copy_(ordered(bias))
             if level.weight_hr is not None:
                 level.weight_hr.copy_(own[-1].t())
 
@@ -269,6 +277,17 @@ def _lstm(level: _Level, zoneout: tuple[float, float] | None) -> None:
         level.h.lerp_(level.h_new, 1 - zoneout[0])
 
 
+def _gru(level: _Level, zoneout: tuple[float, float] | None) -> None:
+    r, z, n_x, n_h = level.split
+    torch.addmm(level.bias, level.row, level.weight, out=level.gates)
+    level.logistic.sigmoid_()
+    n = n_x.addcmul_(r, n_h).tanh_()
+    if zoneout is None:
+        torch.lerp(n, level.h, z, out=level.h)
+    else:
+        level.h.lerp_(torch.lerp(n, level.h, z, out=level.h_new), 1 - zoneout[0])
+
+
 def _elman(
     activation: Callable[..., Tensor], level: _Level, zoneout: tuple[float, float] | None
 ) -> None:
@@ -281,7 +300,12 @@ def _elman(
 
 _STEPS: dict[str, Callable[[_Level, tuple[float, float] | None], None]] = {
     "lstm": _lstm,
+    "gru": _gru,
     "rnn_tanh": partial(_elman, torch.tanh),
     "rnn_relu": partial(_elman, partial(torch.clamp_min, min=0)),
     "rnn_sigmoid": partial(_elman, torch.sigmoid),
 }
+_LOGISTIC = {"lstm": 3, "gru": 2}
+"""S of a cell that has more gates than one."""
+_ORDER = {"lstm": (0, 1, 3, 2)}
+"""The gates of a layer as a stepper has them, of a cell where they are others."""

@@ -19,13 +19,16 @@ LAYERS = {
     "deep lstm": partial(fastrnn.LSTM, I, H, 3, dropout=0.5),
     "no bias": partial(fastrnn.LSTM, I, H, 2, bias=False),
     "projected": partial(fastrnn.LSTM, I, H, 2, proj_size=3, backend="reference"),
+    "gru": partial(fastrnn.GRU, I, H),
+    "deep gru": partial(fastrnn.GRU, I, H, 3, bias=False),
     "tanh": partial(fastrnn.RNN, I, H, 2),
     "relu": partial(fastrnn.RNN, I, H, 2, "relu"),
     "sigmoid": partial(fastrnn.RNN, I, H, 2, "sigmoid", bias=False),
     "zoneout lstm": partial(fastrnn.LSTM, I, H, 2, proj_size=3, zoneout=(0.3, 0.1)),
+    "zoneout gru": partial(fastrnn.GRU, I, H, 2, zoneout=0.3, backend="reference"),
     "zoneout rnn": partial(fastrnn.RNN, I, H, 2, "relu", zoneout=0.3),
 }
-CELLS = ["lstm", "tanh"]
+CELLS = ["lstm", "gru", "tanh"]
 
 
 def tensors(state):
