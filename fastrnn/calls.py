@@ -77,18 +77,20 @@ def run(
     """
     key = None
     if torch.compiler.is_compiling():
-        options = constants(options)
-    elif plans is not None and lengths is None and resets is None:
+        options, plans = constants(options), None
+    elif lengths is not None or resets is not None:
+        plans = None
+    elif plans is not None and type(input) is torch.Tensor:
         key = _key(input, hx, weights)
         plan = plans.get(key) if key else None
-        if plan is not None and isinstance(input, torch.Tensor):
+        if plan is not None:
             return _run_again(spec, plan, input, hx, weights, batch_first, options)
     packed = isinstance(input, PackedSequence)
     if lengths is not None or resets is not None:
         masks.check_combination(lengths, resets, packed=packed, recompute=options.recompute)
     if isinstance(input, PackedSequence):
         return _run_packed(
-            spec, input, hx, weights, batch_first, dropout, training, backend, options
+            spec, input, hx, weights, batch_first, dropout, training, backend, options, plans
         )
     dims = input.dim()
     unbatched = dims == 2
@@ -115,11 +117,7 @@ def run(
         spec, input, None, states, weights, batch_first, dropout, training, options,
         lengths is not None, resets is not None,
     )  # fmt: skip
-    plan = _plan(request, backend)
-    if key and plans is not None:
-        if len(plans) >= PLANS:
-            plans.clear()
-        plans[key] = plan
+    plan = _plan(request, backend, plans, key)
     call = StackCall(request, input, None, states, weights, batch_first, lengths)
     made = _carry_out(spec, plan, call, options, resets)
     output, final = made.output, made.final
@@ -137,11 +135,20 @@ def run(
     return output, _paired(final), _paired(every)
 
 
-def _key(input: object, hx: object, weights: Sequence[Tensor]) -> tuple[object, ...] | None:
-    """What is asked of a call that a layer's attributes leave open; None of an unusual one."""
+def _key(
+    input: Tensor, hx: object, weights: Sequence[Tensor], packed: tuple[int, int] | None = None
+) -> tuple[object, ...] | None:
+    """What is asked of a call that a layer's attributes leave open; None of an unusual one.
+
+    Args:
+        input: three-dimensional, or of a PackedSequence its data.
+        hx: as users give it.
+        weights: flat.
+        packed: T and B of a PackedSequence.
+    """
     if (
         type(input) is not torch.Tensor
-        or input.dim() != 3
+        or input.dim() != (2 if packed else 3)
         or torch._C._is_any_autocast_enabled()
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
@@ -157,6 +164,7 @@ def _key(input: object, hx: object, weights: Sequence[Tensor]) -> tuple[object, 
     on_cpu = input.is_cpu
     return (
         input.shape,
+        packed,
         input.dtype,
         weights[0].dtype,
         None if on_cpu else input.device,
@@ -198,10 +206,16 @@ def _run_packed(
     training: bool,
     backend: str,
     options: Options,
+    plans: Plans | None,
 ) -> tuple[Any, ...]:
     data, batch_sizes, sorted_indices, unsorted_indices = input
     batch = int(batch_sizes[0])
-    checks.check_input(spec, data, weights[0], 2)
+    key = plan = None
+    if plans is not None:
+        key = _key(data, hx, weights, (batch_sizes.shape[0], batch))
+        plan = plans.get(key) if key else None
+    if plan is None:
+        checks.check_input(spec, data, weights[0], 2)
     if hx is None:
         states = _zero_states(spec, data, batch)
     else:
@@ -209,11 +223,13 @@ def _run_packed(
         checks.check_states(spec, states, batch)
         if sorted_indices is not None:
             states = tuple(state.index_select(1, sorted_indices) for state in states)
-    request = make_request(
-        spec, data, batch_sizes, states, weights, False, dropout, training, options
-    )
-    call = StackCall(request, data, batch_sizes, states, weights, False)
-    made = _carry_out(spec, _plan(request, backend), call, options, None)
+    if plan is None:
+        request = make_request(
+            spec, data, batch_sizes, states, weights, False, dropout, training, options
+        )
+        plan = _plan(request, backend, plans, key)
+    call = StackCall(plan.request, data, batch_sizes, states, weights, False)
+    made = _carry_out(spec, plan, call, options, None)
     final, every = made.final, made.every
     if unsorted_indices is not None:
         final = tuple(state.index_select(1, unsorted_indices) for state in final)
@@ -322,8 +338,10 @@ def _any_requires_grad(input: Tensor, states: Sequence[Tensor], weights: Sequenc
     return any(state.requires_grad for state in states)
 
 
-def _plan(request: Request, backend: str) -> Plan:
-    """Who runs the call."""
+def _plan(
+    request: Request, backend: str, plans: Plans | None, key: tuple[object, ...] | None
+) -> Plan:
+    """Who runs the call; kept if there is a key."""
     if request.compiling:
         from fastrnn.graph_decision import decide_constant  # imports Dynamo, which is here by now
 
@@ -331,7 +349,12 @@ def _plan(request: Request, backend: str) -> Plan:
     else:
         decision = decide(request, backend)
         name, at_once = decision.backend, decision.layers_at_once
-    return Plan(request, name, at_once, registry().backends[name])
+    plan = Plan(request, name, at_once, registry().backends[name])
+    if plans is not None and key:
+        if len(plans) >= PLANS:
+            plans.clear()
+        plans[key] = plan
+    return plan
 
 
 def _carry_out(

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
 import fastrnn
 from fastrnn import calls, dispatch
@@ -61,6 +62,29 @@ def test_batch_first(asked: list[Request]) -> None:
     assert torch.equal(one, two)
     assert h_again.shape == (1, B, H)
     assert torch.equal(h, h_again)
+
+
+def test_packed(asked: list[Request]) -> None:
+    module = lstm(bidirectional=True)
+    first, second = (torch.randn(n, I) for n in (3, T))
+    for rows, anew in (
+        ([first, second], 1),
+        ([second, first], 0),
+        ([second, second[:3]], 0),
+        ([second, second[:4]], 1),  # of nine rows, not of eight
+    ):
+        x = pack_sequence(rows, enforce_sorted=False)
+        alone = [module(row)[0] for row in rows]
+        asked.clear()
+        for _ in range(2):
+            output, (h, _) = module(x)
+            padded, lengths = pad_packed_sequence(output)
+            for row, want in enumerate(alone):
+                torch.testing.assert_close(padded[: lengths[row], row], want)
+                torch.testing.assert_close(h[0, row], want[-1, :H])
+        assert len(asked) == anew
+    with pytest.raises(RuntimeError, match="must be equal to input_size"):
+        module(pack_sequence([torch.randn(T, I + 1)]))
 
 
 @contextmanager
