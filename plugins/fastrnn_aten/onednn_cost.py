@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from fastrnn.request import Cost
 from fastrnn.roofline import rows, steps
+from fastrnn_aten import cpu
 from fastrnn_aten.cpu import ONEDNN_STEP, packed_rows
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ OPERATIONS = 1.6e11
 """Of its products on one core, a second."""
 UNIT, UNIT_TRAINING = 4e-9, 15e-9
 """Seconds of a hidden unit's gates and states, in one step of one row."""
+ALONE = 1.1
+"""How much longer a packed row by itself takes here than in aten, which does nothing else with it."""
 
 
 def estimate(request: Request) -> Cost:
@@ -30,6 +33,8 @@ def estimate(request: Request) -> Cost:
     Of B rows that end T / B steps apart, a rectangle in which m end has m^2 T / 2 B such steps:
     `spare`, which cost as much as a call, or if there is only one rectangle fewer.
     """
+    if rows(request) == 1 and not request.padded:
+        return Cost(ALONE * cpu.estimate(request).seconds, "a row by itself, as aten runs it")
     call, row = _call_and_row(request)
     ends = rows(request) * steps(request) / request.num_layers
     number = min(math.sqrt(ends / (2 * spare(request))), rows(request))
