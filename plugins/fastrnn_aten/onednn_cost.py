@@ -24,7 +24,7 @@ OPERATIONS = 1.6e11
 UNIT, UNIT_TRAINING = 4e-9, 15e-9
 """Seconds of a hidden unit's gates and states, in one step of one row."""
 ALONE = 1.1
-"""How much longer a packed row by itself takes here than in aten, which does nothing else with it."""
+"""How much longer a packed row by itself takes here than in aten, which only runs it."""
 
 
 def estimate(request: Request) -> Cost:
