@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -69,3 +70,53 @@ def test_what_it_shows_and_links_to_is_there() -> None:
     assert len(links) > 10
     missing = [link for link in links if "://" not in link and not (ROOT / link).exists()]
     assert missing == []
+
+
+def speedup(rows: list[dict[str, Any]], **chosen: object) -> str:
+    """torch.nn's time over fastrnn's, the geometric mean of the rows with these fields."""
+    ratios = [
+        row["ratio"]
+        for row in rows
+        if all(row[name] == value for name, value in chosen.items() if name != "elman")
+        and (not chosen.get("elman") or row["cell"].startswith("rnn"))
+    ]
+    return f"{1 / statistics.geometric_mean(ratios):.2f}"
+
+
+def grid_column(name: str) -> list[str]:
+    """A column of the README's table of `auto_cpu`, from a file of results."""
+    content = json.loads((MEASURED.parent / name).read_text(encoding="utf-8"))
+    rows = content["rows"]
+    worst = max(row["ratio"] for row in rows if row["behind"])
+    elman = {"elman": True, "mode": "train"}
+    by_steps = [speedup(rows, **elman, kind="padded", T=T) for T in (1, 20, 100, 512)]
+    return [
+        f"{len(rows):,}",
+        f"{content['behind']}, by {worst - 1:.0%} at most",
+        " / ".join(by_steps),
+        speedup(rows, **elman, kind="padded"),
+        speedup(rows, **elman, kind="packed"),
+        speedup(rows, cell="lstm", mode="train", kind="packed"),
+        f"{speedup(rows, kind='layer')} / {speedup(rows, kind='stepper')}",
+        speedup(rows),
+    ]
+
+
+GRID_ROWS = (
+    "cases",
+    "behind by more than 3 % and twice the noise",
+    "training of Elman RNNs, T = 1 / 20 / 100 / 512",
+    "all of it",
+    "training of packed Elman RNNs",
+    "training of packed LSTMs",
+    "a single step: the layer / a `Stepper`",
+    "all cases",
+)
+
+
+def test_the_grid_is_that_of_the_files() -> None:
+    columns = [grid_column(f"auto-{threads}.json") for threads in ("1-thread", "2-threads")]
+    lines = [
+        f"| {what} | {one} | {two} |" for what, one, two in zip(GRID_ROWS, *columns, strict=True)
+    ]
+    assert "\n".join(lines) in README.read_text(encoding="utf-8")

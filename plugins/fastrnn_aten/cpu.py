@@ -56,7 +56,7 @@ def _laying_out(request: Request) -> float:
             if request.needs_grad:
                 one = size / RELAID_TRAINING * (1 + size / RELAID_HALVED)
             seconds += request.directions * one
-    return seconds
+    return seconds / max(request.threads, 1)
 
 
 def _loop(request: Request, product: float) -> float:
