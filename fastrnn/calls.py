@@ -6,7 +6,6 @@ import operator
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
-from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import checks, masks, stack
@@ -17,7 +16,7 @@ from fastrnn.options import Options, as_constant, constants
 from fastrnn.plugins import registry
 from fastrnn.precision import arch_of, float32_precision
 from fastrnn.request import Request, Spec
-from fastrnn.transforms import is_transformed
+from fastrnn.transforms import has_tangents, is_transformed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -151,7 +150,7 @@ def _key(
         or input.dim() != (2 if packed else 3)
         or torch._C._is_any_autocast_enabled()
         or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
+        or has_tangents()
     ):
         return None
     states: tuple[Tensor, ...] = ()

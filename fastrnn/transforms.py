@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def is_transformed(input: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> bool:
     """Whether forward-mode derivatives are on, or one of the tensors stands for many."""
-    if forward_ad._current_level >= 0:
+    if has_tangents():
         return True
     if not torch._C._are_functorch_transforms_active():
         return False
