@@ -60,6 +60,7 @@ TESTS = (
     "tests/kernels/test_gpu_exchange.py",
     "tests/kernels/test_gpu_marks.py",
     "tests/kernels/test_gpu_options.py",
+    "tests/kernels/test_gpu_regularisers.py",
     "tests/kernels/test_gpu_cells.py",
     "tests/kernels/test_gpu_launches.py",
     "tests/kernels/test_gpu_accuracy.py",

@@ -15,12 +15,14 @@ from .plan import Plan, plan
 if TYPE_CHECKING:
     from .cells import CELLS, Cell
     from .launch import BackwardResult, ForwardResult, backward, forward
+    from .regularisers import Noise
 
 _NEEDS_TRITON = {
     "CELLS": "cells",
     "Cell": "cells",
     "BackwardResult": "launch",
     "ForwardResult": "launch",
+    "Noise": "regularisers",
     "backward": "launch",
     "forward": "launch",
 }
@@ -33,6 +35,7 @@ __all__ = [
     "ForwardResult",
     "GridConfig",
     "LaunchConfig",
+    "Noise",
     "Plan",
     "Problem",
     "ResidentConfig",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .cells import CELLS, Cell
+from .regularisers import Noise
 from .sweep import INTERPRETED, TRITON_DTYPES
 
 # Directions travel as the bits of an int64; the last bit speaks for all further groups.
@@ -119,6 +120,21 @@ def expect_cell_weight(
     if chained:
         raise ValueError(f"weight_chain: expected None, {cell.name} has weights of its own")
     expect("cell_weight", cell_weight, (G, cell.weights, H), like, contiguous=True)
+
+
+def expect_noise(
+    cell: Cell, noise: Noise, sizes: tuple[int, int, int, int], like: Tensor, chained: bool
+) -> None:
+    """Refuse masks that do not fit a recurrence of ``sizes`` T, B, G, H."""
+    T, B, G, H = sizes
+    for name, tensor in noise._asdict().items():
+        if tensor is None:
+            continue
+        if chained:
+            raise ValueError(f"{name}: expected None for chained groups, got a tensor")
+        if name == "zoneout_c" and not cell.has_cell_state:
+            raise ValueError(f"zoneout_c: expected None, {cell.name} has no cell state")
+        expect(name, tensor, (G, B, H) if name == "recurrent_mask" else (T, B, G, H), like)
 
 
 def expect_ends(

@@ -14,7 +14,8 @@ A cell with Q weights a unit of its own, beside W_ih, W_hh and biases, gets them
 more of either, last: a tuple of Q tiles (1, UNITS).
 
 A cell without a cell state gets zeros for every c, returns what it got, and saves nothing but h:
-its ``grad`` must not use gates, c or c_prev. A cell with one has gates and c saved for it.
+its ``grad`` must not use gates, c or c_prev. A cell with one has gates and c saved for it, and must
+not use h, of which zoneout may have kept some back since ``step`` made it.
 c is carried in the accumulation dtype from step to step, so a cell whose h feeds back point-wise
 (a GRU: K = 4 with r, z and the two halves of n, h = c = (1 - z) n + z c_prev) is written the same
 way. A new cell is two such functions: pass the `Cell` in place of a name.

@@ -34,7 +34,7 @@ def enqueue(
     directions: Sequence[bool],
     links: tuple[Tensor, ...],
     ends: tuple[Tensor | None, Tensor | None],
-    cell_weight: Tensor | None,
+    optional: tuple[Tensor | None, ...],
     flags: dict[str, Any],
     precision: Precision,
     regime: Regime | Literal["auto"],
@@ -44,8 +44,7 @@ def enqueue(
     """Make a sweep of checked tensors and run it.
 
     ``strided``: the one with strides of its own; ``links``: what groups are chained by; ``ends``:
-    lengths and resets; ``cell_weight``: (G, Q, H), if the cell has some; ``flags``: what else
-    `constants` takes.
+    lengths and resets; ``optional``: see `Sweep`; ``flags``: what else `constants` takes.
     """
     T, B, G, H = shape
     output = tensors[5]
@@ -106,7 +105,7 @@ def enqueue(
             config,
             limits,
             links,
-            cell_weight,
+            optional,
         )  # fmt: skip
         use_graph = launch == "graph"
         if launch == "auto" and config.regime == "step":

@@ -79,8 +79,8 @@ def run(sweep: Sweep) -> None:
 
 def _pointers(sweep: Sweep) -> list[int]:
     """The addresses of a step kernel's tensors, in its order."""
-    own = sweep.cell_weight
-    return [*(t.data_ptr() for t in sweep.tensors), 0 if own is None else own.data_ptr()]
+    given = (*sweep.tensors, *sweep.optional)
+    return [0 if tensor is None else tensor.data_ptr() for tensor in given]
 
 
 def clear() -> None:

@@ -36,6 +36,7 @@ from .addressing import (
 )
 from .exchange import COUNTER_STRIDE, arrive, wait
 from .marks import load_marks
+from .regularisers import hidden, load_at, mixed
 
 _RUN_TIME = ["T", "B", "G", "t_begin", "t_end", "reverse", "stride_t", "stride_b", "stride_g"]
 
@@ -136,6 +137,11 @@ def forward_grid(
     gates,  # (T, B, G, K*H), written if SAVE: the activated gates
     marks,  # (T, B) uint8, read if MARKED; see `marks.py`
     cell_weight,  # (G, Q, H), read if Q: weights of the cell's own
+    recurrent_mask,  # this one and the next four, not with CHAIN: see `regularisers.py`
+    seen,
+    zoneout_h,
+    zoneout_c,
+    made,
     weight_chain,  # (G-1, K*H, H), read if CHAIN: of the h of group g - 1, in group g
     bias_chain,  # (G-1, K*H), read if CHAIN; gates_x is of group 0 then, (T, B, 1, K*H)
     counters,  # (G, cdiv(B, BLOCK_B), COUNTER_STRIDE) int32, zero
@@ -160,6 +166,10 @@ def forward_grid(
     UPCAST: tl.constexpr,
     CHAIN: tl.constexpr,
     MARKED: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    ZONEOUT_H: tl.constexpr,
+    ZONEOUT_C: tl.constexpr,
+    MADE: tl.constexpr,
     INTERPRETED: tl.constexpr,
     ALIGN: tl.constexpr,
     BLOCK_B: tl.constexpr,
@@ -241,6 +251,13 @@ def forward_grid(
                 x_row = tl.where(chained, bias_chain + (g - 1) * (K * H), x_row)
                 x_rows = tl.where(chained, 0, x_rows)
             x = load_gates(x_row + x_rows[:, None] + units[None, :], unit_tile, K, H)
+            state_offsets = (row_of_group * H)[:, None] + units[None, :]
+            if DROPOUT:
+                mask = tl.load(recurrent_mask + state_offsets, mask=unit_tile, other=0.0)
+            if ZONEOUT_H:
+                kept_h = load_at(zoneout_h, tau, rows, g, units, unit_tile, B, G, H)
+            if ZONEOUT_C:
+                kept_c = load_at(zoneout_c, tau, rows, g, units, unit_tile, B, G, H)
             counter = counters + (g * tiles_b + tile) * COUNTER_STRIDE
             if CHAIN:
                 below = tl.where(chained, counter - tiles_b * COUNTER_STRIDE, counter)
@@ -265,12 +282,18 @@ def forward_grid(
             wait(counter, arrivals, INTERPRETED)
             # c comes after the wait, whose barrier stands between this load and the store of the
             # step before, which other threads may have done; it is not needed before the product.
-            state_offsets = (row_of_group * H)[:, None] + units[None, :]
             c = tl.zeros((BLOCK_B, BLOCK_H), dtype=ACC)
             if CELL_STATE:
                 c = load_cell(c0, carry, state_offsets, unit_tile & has_state, first)
             h_prev_row = tl.where(first, row_of_group[:, None], h_prev_row[:, None])
             h_rows = tl.where(first, h0, output) + h_prev_row * H
+            if ZONEOUT_H:
+                h_prev = tl.load(h_rows + units[None, :], mask=unit_tile & has_state, other=0.0)
+            if DROPOUT:
+                states = tl.cast(G, tl.int64) * B * H
+                seen_row, seen_prev_row = output_rows(t, tau, forwards, rows, g, B, G, False)
+                seen_prev_row = tl.where(first, row_of_group[:, None], seen_prev_row[:, None])
+                h_rows = tl.where(first, seen + 2 * states, seen) + seen_prev_row * H
             acc = product(
                 h_rows[None, :, :] + k[:, None, :],
                 has_state[None, :, :],
@@ -289,16 +312,34 @@ def forward_grid(
             )
             pre = add_gates(split_gates(acc, K, BLOCK_B, BLOCK_H), x, K, ACC)
             if Q:
-                h_new, c, activated = STEP(pre, c, of_cell)
+                h_new, c_new, activated = STEP(pre, c, of_cell)
             else:
-                h_new, c, activated = STEP(pre, c)
+                h_new, c_new, activated = STEP(pre, c)
 
+            state_made = h_new
+            if CELL_STATE:
+                state_made = c_new
+            if ZONEOUT_H:
+                h_new = mixed(kept_h, h_prev, h_new, ACC)
+            if ZONEOUT_C:
+                c_new = mixed(kept_c, c, c_new, ACC)
+            c = c_new
             h_new = h_new.to(output.dtype.element_ty)
             if MARKED:
                 h_new, c = tl.where(alive, h_new, 0.0), tl.where(alive, c, 0.0)
-            tl.store(output + (h_row * H)[:, None] + units[None, :], h_new, mask=unit_tile)
+            h_ptrs = output + (h_row * H)[:, None] + units[None, :]
+            if DROPOUT:
+                seen_ptrs = seen + (seen_row * H)[:, None] + units[None, :]
+                tl.store(seen_ptrs, hidden(h_new, mask, ACC, seen.dtype.element_ty), mask=unit_tile)
+            else:
+                tl.store(h_ptrs, h_new, mask=unit_tile)
             arrive(counter)
             # What nobody waits for is stored after the others have been told.
+            if DROPOUT:
+                tl.store(h_ptrs, h_new, mask=unit_tile)
+            if MADE:
+                made_ptrs = made + (row_of_all * H)[:, None] + units[None, :]
+                tl.store(made_ptrs, state_made.to(made.dtype.element_ty), mask=unit_tile)
             tl.store(h_n + state_offsets, h_new, mask=unit_tile & last)
             if CELL_STATE:
                 store_cell(c, carry, c_n, state_offsets, unit_tile, last)

@@ -24,6 +24,7 @@ from .addressing import clipped, in_acc, load_cell_weights, store_gates, time_po
 from .exchange import COUNTER_STRIDE, arrive, wait
 from .grid import pieces, product
 from .marks import load_dc, load_link, load_marks, only_alive, store_dc
+from .regularisers import load_at, split_gradient
 from .saved import load_step
 
 _RUN_TIME = [
@@ -62,6 +63,11 @@ def backward_grid(
     d_gates,  # (T, B, G, K*H), written: dL/dgates_x
     marks,  # (T, B) uint8, read if MARKED; see `marks.py`
     cell_weight,  # (G, Q, H), read if Q: weights of the cell's own
+    recurrent_mask,  # this one and the next four, not with CHAIN: see `regularisers.py`
+    zoneout_h,
+    zoneout_c,
+    made,
+    carry_h,
     weight_chain,  # (G-1, K*H, H), read if CHAIN; d_output is of the last group, (T, B, 1, H)
     parts,  # (G, cdiv(B, BLOCK_B), tiles_h, SPLITS, BLOCK_B, COLS) in ACC; not used if SPLITS is 1
     counters,  # (G, cdiv(B, BLOCK_B), 1 + tiles_h, COUNTER_STRIDE) int32, zero
@@ -88,6 +94,9 @@ def backward_grid(
     UPCAST: tl.constexpr,
     CHAIN: tl.constexpr,
     MARKED: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    ZONEOUT_H: tl.constexpr,
+    ZONEOUT_C: tl.constexpr,
     INTERPRETED: tl.constexpr,
     PHASE: tl.constexpr,
     ALIGN: tl.constexpr,
@@ -188,8 +197,17 @@ def backward_grid(
             )  # fmt: skip
             c = tl.zeros((BLOCK_B, BLOCK_H), dtype=ACC)
             if CELL_STATE:
-                c_ptrs = cells + (row_of_all * H)[:, None] + units[None, :]
-                c = tl.load(c_ptrs, mask=unit_tile, other=0.0).to(ACC)
+                cells_made = cells
+                if ZONEOUT_C:
+                    cells_made = made
+                c = load_at(cells_made, tau, rows, g, units, unit_tile, B, G, H).to(ACC)
+            state_offsets = ((g * B + rows) * H)[:, None] + units[None, :]
+            if DROPOUT:
+                mask = tl.load(recurrent_mask + state_offsets, mask=unit_tile, other=0.0)
+            if ZONEOUT_H:
+                kept_h = load_at(zoneout_h, tau, rows, g, units, unit_tile, B, G, H)
+            if ZONEOUT_C:
+                kept_c = load_at(zoneout_c, tau, rows, g, units, unit_tile, B, G, H)
 
             if PHASE != 2:
                 if CHAIN:
@@ -253,7 +271,8 @@ def backward_grid(
                     dh = sum_of_splits(part_ptrs, BLOCK_B * COLS, SPLITS)
                 else:
                     dh = acc
-                state_offsets = ((g * B + rows) * H)[:, None] + units[None, :]
+                if DROPOUT:
+                    dh *= mask.to(ACC)
                 dh += dy.to(ACC)
                 if HAS_D_H_N:
                     final = unit_tile & last
@@ -264,11 +283,18 @@ def backward_grid(
                     dc = load_dc(carry, state_offsets, unit_tile, states, link, last, MARKED)
                 if HAS_D_CELLS:
                     dc += d_cell.to(ACC)
+                if ZONEOUT_H:
+                    dh += load_dc(carry_h, state_offsets, unit_tile, states, link, last, MARKED)
+                    dh, dh_passed = split_gradient(kept_h, dh, ACC)
+                if ZONEOUT_C:
+                    dc, dc_passed = split_gradient(kept_c, dc, ACC)
                 h, activated, c_prev = h.to(ACC), in_acc(activated, K, ACC), c_prev.to(ACC)
                 if Q:
                     d_pre, dc = GRAD(h, activated, c, c_prev, dh, dc, of_cell)
                 else:
                     d_pre, dc = GRAD(h, activated, c, c_prev, dh, dc)
+                if ZONEOUT_C:
+                    dc += dc_passed
                 d_pre = clipped(d_pre, K, CLIP)
                 if MARKED:
                     d_pre = only_alive(d_pre, alive, K)
@@ -278,3 +304,6 @@ def backward_grid(
                 arrive(counter)
                 if CELL_STATE:
                     store_dc(dc, carry, state_offsets, unit_tile, states, first, MARKED)
+                if ZONEOUT_H:
+                    offsets = state_offsets
+                    store_dc(dh_passed, carry_h, offsets, unit_tile, states, first, MARKED)

@@ -14,12 +14,22 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from .arguments import cell_of, chain, expect, expect_cell_weight, expect_ends, sizes, supported
+from .arguments import (
+    cell_of,
+    chain,
+    expect,
+    expect_cell_weight,
+    expect_ends,
+    expect_noise,
+    sizes,
+    supported,
+)
 from .arguments import directions as all_directions
 from .cells import Cell
 from .configs import LaunchConfig, Regime
 from .enqueue import Launch, enqueue
 from .matmul_configs import Precision
+from .regularisers import QUIET, Noise
 from .sweep import accumulation_dtype
 
 
@@ -32,6 +42,9 @@ class ForwardResult(NamedTuple):
         c_n: (G, B, H), c after it; None for a cell without cell state.
         gates: (T, B, G, K*H), activated gates; None unless saved.
         cells: (T, B, G, H), c of every step; None unless saved.
+        made: (T, B, G, H), what the cell made before zoneout kept some of it back: c, with
+            zoneout_c, of a cell with cell state; h, with zoneout_h, of one without. None unless
+            saved.
     """
 
     output: Tensor
@@ -39,6 +52,7 @@ class ForwardResult(NamedTuple):
     c_n: Tensor | None
     gates: Tensor | None
     cells: Tensor | None
+    made: Tensor | None = None
 
 
 class BackwardResult(NamedTuple):
@@ -47,10 +61,13 @@ class BackwardResult(NamedTuple):
     Attributes:
         d_gates: (T, B, G, K*H), gradient of gates_x.
         d_c0: (G, B, H), gradient of c0; None for a cell without cell state.
+        d_h0_kept: (G, B, H), with zoneout_h that part of h0's gradient which does not come through
+            W_hh; else None.
     """
 
     d_gates: Tensor
     d_c0: Tensor | None
+    d_h0_kept: Tensor | None = None
 
 
 def forward(
@@ -65,6 +82,7 @@ def forward(
     bias_chain: Tensor | None = None,
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
+    noise: Noise = QUIET,
     reverse: Sequence[bool] | None = None,
     save: bool = False,
     keep_output: bool = True,
@@ -99,6 +117,7 @@ def forward(
             past a row's end, final states are those of its last step, and a group that runs from
             the last position starts at the row's own.
         resets: (T, B) bool of any strides: where the state before a step is h0 and c0 once more.
+        noise: masks of recurrent dropout and zoneout; none for chained groups.
         reverse: for each group, whether it runs from the last position to the first; chained
             groups have one direction.
         save: also return what `backward` needs.
@@ -129,6 +148,7 @@ def forward(
     elif c0 is not None:
         raise ValueError(f"c0: expected None, {cell.name} has no cell state")
     expect_cell_weight(cell, cell_weight, G, H, gates_x, chained)
+    expect_noise(cell, noise, (T, B, G, H), gates_x, chained)
     directions = all_directions(reverse, G)
     expect_ends(lengths, resets, T, B, gates_x.device)
     links: tuple[Tensor, ...] = ()
@@ -159,6 +179,8 @@ def forward(
             cells = torch.empty_like(output)
             reuse = overwrite and gates_x.is_contiguous() and not chained
             gates = gates_x if reuse else gates_x.new_empty(T, B, G, cell.gates * H)
+    made = torch.empty_like(output) if save and noise.keeps_back(cell) else None
+    mask, *zoneout = noise.contiguous()
     enqueue(
         cell,
         "forward",
@@ -168,14 +190,14 @@ def forward(
         directions,
         links,
         (lengths, resets),
-        cell_weight,
-        {"save": save, "keep": keep_output},
+        (cell_weight, mask, noise.seen(h0), *zoneout, made),
+        {"save": save, "keep": keep_output, **noise.flags()},
         precision,
         regime,
         config,
         launch,
     )
-    return ForwardResult(output if keep_output else output[:0], h_n, c_n, gates, cells)
+    return ForwardResult(output if keep_output else output[:0], h_n, c_n, gates, cells, made)
 
 
 def backward(
@@ -190,6 +212,8 @@ def backward(
     weight_chain: Tensor | None = None,
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
+    noise: Noise = QUIET,
+    made: Tensor | None = None,
     d_output: Tensor | None = None,
     d_h_n: Tensor | None = None,
     d_c_n: Tensor | None = None,
@@ -219,9 +243,11 @@ def backward(
         c0: (G, B, H), as given to `forward`.
         cell_weight: (G, Q, H), as given to `forward`. Its gradient is left to the caller, like that
             of other weights: see `Cell.weight_grad`.
-        weight_chain: (G-1, K*H, H), as given to `forward`, and so are lengths and resets.
+        weight_chain: (G-1, K*H, H), as given to `forward`, and so are the next three.
         lengths: see `forward`.
         resets: see `forward`.
+        noise: see `forward`.
+        made: (T, B, G, H), from `forward`; None where it was.
         d_output: (T, B, G, H) of any strides, or None for zeros; (T, B, 1, H), of the last group,
             if groups are chained.
         d_h_n: (G, B, H), or None for zeros.
@@ -268,6 +294,11 @@ def backward(
         if value is not None:
             expect(name, value, shape, output)
     expect_cell_weight(cell, cell_weight, G, H, output, weight_chain is not None)
+    expect_noise(cell, noise, (T, B, G, H), output, weight_chain is not None)
+    if noise.keeps_back(cell):
+        expect("made", made, (T, B, G, H), output, contiguous=True)
+    elif made is not None:
+        raise ValueError("made: expected None where nothing of it was kept back, got a tensor")
     directions = all_directions(reverse, G)
     expect_ends(lengths, resets, T, B, output.device)
     if weight_chain is not None:
@@ -281,18 +312,16 @@ def backward(
     if d_gates is None:
         d_gates = output.new_empty(T, B, G, cell.gates * H)
     marked = lengths is not None or resets is not None
-    carry = None
+    # Contiguous copies, for the kernels to work on in place.
+    carry = carry_h = None
     if cell.has_cell_state:
-        # A contiguous copy, for the kernels to work on in place.
-        dtype = accumulation_dtype(output.dtype)
-        carry = torch.zeros(3 if marked else 1, G, B, H, dtype=dtype, device=output.device)
-        if d_c_n is not None:
-            carry[-1].copy_(d_c_n)
-            if lengths is not None:  # rows of no steps hand it on
-                torch.mul(carry[2], (lengths == 0)[:, None], out=carry[1])
+        carry = _carried(d_c_n, output, lengths, marked)
+    if noise.zoneout_h is not None:
+        carry_h, d_h_n = _carried(d_h_n, output, lengths, marked), None
     # Autograd hands over expanded and transposed gradients; one copy beats strided reads per step.
     if d_output is not None and d_output.stride(-1) != 1:
         d_output = d_output.contiguous()
+    h_made = made if made is not None and not cell.has_cell_state else output
     enqueue(
         cell,
         "backward",
@@ -304,7 +333,7 @@ def backward(
             weight_hh,
             gates,
             cells,
-            output,
+            h_made,
             None if c0 is None else c0.contiguous(),
             carry,
             None if d_cells is None else d_cells.contiguous(),
@@ -313,8 +342,9 @@ def backward(
         directions,
         () if weight_chain is None else (weight_chain,),
         (lengths, resets),
-        cell_weight,
+        (cell_weight, *noise.contiguous(), made, carry_h),
         {
+            **noise.flags(),
             "has_d_output": d_output is not None,
             "has_d_h_n": d_h_n is not None,
             "has_d_cells": d_cells is not None,
@@ -325,6 +355,21 @@ def backward(
         config,
         launch,
     )
-    # Of its own memory, not a view that keeps all of the carry.
-    d_c0 = None if carry is None else carry[1 if marked else 0].to(output.dtype, copy=marked)
-    return BackwardResult(d_gates, d_c0)
+    d_h0_kept, d_c0 = (
+        # Of its own memory, not a view that keeps all of the carry.
+        None if each is None else each[1 if marked else 0].to(output.dtype, copy=marked)
+        for each in (carry_h, carry)
+    )
+    return BackwardResult(d_gates, d_c0, d_h0_kept)
+
+
+def _carried(d_final: Tensor | None, like: Tensor, lengths: Tensor | None, marked: bool) -> Tensor:
+    """The gradient of a final state, (G, B, H), where kernels carry on with it; see `step.py`."""
+    _, B, G, H = like.shape
+    dtype = accumulation_dtype(like.dtype)
+    carry = torch.zeros(3 if marked else 1, G, B, H, dtype=dtype, device=like.device)
+    if d_final is not None:
+        carry[-1].copy_(d_final)
+        if lengths is not None:  # rows of no steps hand it on
+            torch.mul(carry[2], (lengths == 0)[:, None], out=carry[1])
+    return carry

@@ -12,6 +12,7 @@ import triton.language as tl
 
 from .addressing import add_gates, load_cell_weights, load_gates, store_gates, time_position
 from .marks import load_marks
+from .regularisers import hidden, load_at, mixed
 
 _RUN_TIME = ["T", "B", "G", "reverse", "stride_t", "stride_b", "stride_g"]
 
@@ -30,6 +31,11 @@ def forward_resident(
     gates,  # (T, B, G, K*H), written if SAVE: the activated gates
     marks,  # (T, B) uint8, read if MARKED; see `marks.py`
     cell_weight,  # (G, Q, H), read if Q: weights of the cell's own
+    recurrent_mask,  # this one and the next four: see `regularisers.py`
+    seen,  # not used: h stays in registers
+    zoneout_h,
+    zoneout_c,
+    made,
     T,
     B,
     G,
@@ -45,6 +51,10 @@ def forward_resident(
     SAVE: tl.constexpr,
     KEEP: tl.constexpr,
     MARKED: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    ZONEOUT_H: tl.constexpr,
+    ZONEOUT_C: tl.constexpr,
+    MADE: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -85,9 +95,15 @@ def forward_resident(
         # The next step's input is on its way while this step is computed.
         x = x_next
         tau, forwards = time_position(t, g, T, reverse)
-        x_next = load_gates(
-            x_ptrs + (tau + forwards) * (stride_t * ALIGN), unit_tile & (t + 1 < T), K, H
-        )
+        later = unit_tile & (t + 1 < T)
+        x_next = load_gates(x_ptrs + (tau + forwards) * (stride_t * ALIGN), later, K, H)
+        # These in this one: registers are what is short.
+        if DROPOUT:
+            mask = tl.load(recurrent_mask + state_offsets, mask=unit_tile, other=0.0)
+        if ZONEOUT_H:
+            kept_h = load_at(zoneout_h, tau, rows, g, units, unit_tile, B, G, H)
+        if ZONEOUT_C:
+            kept_c = load_at(zoneout_c, tau, rows, g, units, unit_tile, B, G, H)
         if MARKED:
             alive, first, last = load_marks(marks, tau, forwards, rows, row_mask, B)
             starting = unit_tile & first
@@ -95,16 +111,27 @@ def forward_resident(
             if CELL_STATE:
                 given = tl.load(c0 + state_offsets, mask=starting, other=0.0)
                 c = tl.where(first, given.to(ACC), c)
+        seen_h = h
+        if DROPOUT:
+            seen_h = hidden(h, mask, ACC, output.dtype.element_ty)
         if UPCAST:
-            h = h.to(ACC)
+            seen_h = seen_h.to(ACC)
         products = ()
         for q in tl.static_range(K):
-            product = tl.dot(h, w[q], input_precision=PRECISION, out_dtype=ACC)
+            product = tl.dot(seen_h, w[q], input_precision=PRECISION, out_dtype=ACC)
             products = products + (product,)
         if Q:
-            h_new, c, activated = STEP(add_gates(products, x, K, ACC), c, of_cell)
+            h_new, c_new, activated = STEP(add_gates(products, x, K, ACC), c, of_cell)
         else:
-            h_new, c, activated = STEP(add_gates(products, x, K, ACC), c)
+            h_new, c_new, activated = STEP(add_gates(products, x, K, ACC), c)
+        state_made = h_new
+        if CELL_STATE:
+            state_made = c_new
+        if ZONEOUT_H:
+            h_new = mixed(kept_h, h, h_new, ACC)
+        if ZONEOUT_C:
+            c_new = mixed(kept_c, c, c_new, ACC)
+        c = c_new
         h = h_new.to(output.dtype.element_ty)  # as rounded as what other regimes read back
         if BLOCK_H != H:
             h = tl.where((units < H)[None, :], h, 0.0)  # where h is infinite, padding is NaN
@@ -118,6 +145,8 @@ def forward_resident(
         unit_offsets = (row_of_all * H)[:, None] + units[None, :]
         if KEEP:
             tl.store(output + unit_offsets, h, mask=unit_tile)
+        if MADE:
+            tl.store(made + unit_offsets, state_made.to(made.dtype.element_ty), mask=unit_tile)
         if SAVE:
             tl.store(cells + unit_offsets, c.to(cells.dtype.element_ty), mask=unit_tile)
             gate_ptrs = gates + (row_of_all * (K * H))[:, None] + units[None, :]

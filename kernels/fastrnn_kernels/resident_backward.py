@@ -11,6 +11,7 @@ import triton.language as tl
 
 from .addressing import clipped, in_acc, load_cell_weights, store_gates, time_position
 from .marks import load_marks, only_alive
+from .regularisers import load_at, split_gradient
 from .saved import load_step
 
 _RUN_TIME = ["T", "B", "G", "reverse", "stride_t", "stride_b", "stride_g"]
@@ -43,6 +44,11 @@ def backward_resident(
     d_gates,  # (T, B, G, K*H), written: dL/dgates_x
     marks,  # (T, B) uint8, read if MARKED; see `marks.py`
     cell_weight,  # (G, Q, H), read if Q: weights of the cell's own
+    recurrent_mask,  # this one and the next four: see `regularisers.py`
+    zoneout_h,
+    zoneout_c,
+    made,
+    carry_h,
     T,
     B,
     G,
@@ -60,6 +66,9 @@ def backward_resident(
     HAS_D_CELLS: tl.constexpr,
     CLIP: tl.constexpr,
     MARKED: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    ZONEOUT_H: tl.constexpr,
+    ZONEOUT_C: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -90,7 +99,7 @@ def backward_resident(
     if Q:
         of_cell = load_cell_weights(cell_weight, g, units, H, Q, ACC)
     zero = tl.zeros((BLOCK_B, BLOCK_H), dtype=ACC)
-    c, dc, dc0 = zero, zero, zero
+    c, dc, dc0, dh_after, dh0 = zero, zero, zero, zero, zero
     d_pre = ()
     for _q in tl.static_range(K):
         d_pre = d_pre + (zero.to(DTYPE),)
@@ -103,9 +112,16 @@ def backward_resident(
         load_tile = unit_tile & alive_next
         if CELL_STATE:
             dc0 = tl.load(carry + states + state_offsets, mask=unit_tile, other=0.0)
-    elif CELL_STATE:
-        dc = tl.load(carry + state_offsets, mask=unit_tile, other=0.0)
-    if CELL_STATE:
+        if ZONEOUT_H:
+            dh0 = tl.load(carry_h + states + state_offsets, mask=unit_tile, other=0.0)
+    else:
+        if CELL_STATE:
+            dc = tl.load(carry + state_offsets, mask=unit_tile, other=0.0)
+        if ZONEOUT_H:
+            dh_after = tl.load(carry_h + state_offsets, mask=unit_tile, other=0.0)
+    if DROPOUT:
+        mask = tl.load(recurrent_mask + state_offsets, mask=unit_tile, other=0.0)
+    if CELL_STATE and not ZONEOUT_C:
         last_offsets = (((tau * B + rows) * G + g) * H)[:, None] + units[None, :]
         c = tl.load(cells + last_offsets, mask=unit_tile, other=0.0).to(ACC)
     dy_next, d_cell_next, h_next, c_prev_next, gates_next = load_step(
@@ -137,6 +153,14 @@ def backward_resident(
             T, B, G, reverse, stride_t, stride_b, stride_g,
             H, K, CELL_STATE, HAS_D_OUTPUT, HAS_D_CELLS, ALIGN,
         )  # fmt: skip
+        # These in this one: registers are what is short.
+        if ZONEOUT_H or ZONEOUT_C:
+            tau, _forwards = time_position(t, g, T, reverse)
+        if ZONEOUT_H:
+            kept_h = load_at(zoneout_h, tau, rows, g, units, unit_tile, B, G, H)
+        if ZONEOUT_C:
+            kept_c = load_at(zoneout_c, tau, rows, g, units, unit_tile, B, G, H)
+            c = load_at(made, tau, rows, g, units, unit_tile, B, G, H).to(ACC)
         product = zero
         for q in tl.static_range(K):
             d_q = d_pre[q]
@@ -144,6 +168,8 @@ def backward_resident(
                 d_q = d_q.to(ACC)
             # Each gate has a sum of its own: a shorter chain of products that wait for each other.
             product += tl.dot(d_q, w[q], input_precision=PRECISION, out_dtype=ACC)
+        if DROPOUT:
+            product *= mask.to(ACC)
         # Not by zeros in d_pre: 0 * W_hh is NaN where W_hh is not finite.
         dh = tl.where(link, product, 0.0) + dy.to(ACC)
         if HAS_D_H_N:
@@ -151,6 +177,7 @@ def backward_resident(
         if MARKED and CELL_STATE:
             final = tl.load(carry + 2 * states + state_offsets, mask=unit_tile & last, other=0.0)
             dc = tl.where(link, dc, 0.0) + final
+        if MARKED and CELL_STATE and not ZONEOUT_C:
             # c of this step came along as that before the next one, if the next one goes on with it
             tau, _forwards = time_position(t, g, T, reverse)
             c_ptrs = cells + (((tau * B + rows) * G + g) * H)[:, None] + units[None, :]
@@ -158,17 +185,30 @@ def backward_resident(
             c = tl.where(link, c, own.to(ACC))
         if HAS_D_CELLS:
             dc += d_cell.to(ACC)
+        if ZONEOUT_H:
+            if MARKED:
+                final = unit_tile & last
+                final = tl.load(carry_h + 2 * states + state_offsets, mask=final, other=0.0)
+                dh_after = tl.where(link, dh_after, 0.0) + final
+            dh, dh_after = split_gradient(kept_h, dh + dh_after, ACC)
+        if ZONEOUT_C:
+            dc, dc_passed = split_gradient(kept_c, dc, ACC)
         if Q:
-            made, dc = GRAD(h.to(ACC), in_acc(activated, K, ACC), c, c_prev, dh, dc, of_cell)
+            d_made, dc = GRAD(h.to(ACC), in_acc(activated, K, ACC), c, c_prev, dh, dc, of_cell)
         else:
-            made, dc = GRAD(h.to(ACC), in_acc(activated, K, ACC), c, c_prev, dh, dc)
-        made = clipped(made, K, CLIP)
-        c = c_prev
+            d_made, dc = GRAD(h.to(ACC), in_acc(activated, K, ACC), c, c_prev, dh, dc)
+        d_made = clipped(d_made, K, CLIP)
+        if ZONEOUT_C:
+            dc += dc_passed
+        else:
+            c = c_prev
         if MARKED:
-            made = only_alive(made, alive, K)
+            d_made = only_alive(d_made, alive, K)
             dc0 += tl.where(first, dc, 0.0)
+            if ZONEOUT_H:
+                dh0 += tl.where(first, dh_after, 0.0)
             link_next = alive & (first == 0)
-        d_pre = operands(made, (units < H)[None, :], K, DTYPE, BLOCK_H != H)
+        d_pre = operands(d_made, (units < H)[None, :], K, DTYPE, BLOCK_H != H)
 
         tau, _forwards = time_position(t, g, T, reverse)
         gate_offsets = (((tau * B + rows) * G + g) * (K * H))[:, None] + units[None, :]
@@ -178,3 +218,8 @@ def backward_resident(
             tl.store(carry + states + state_offsets, dc0, mask=unit_tile)
         else:
             tl.store(carry + state_offsets, dc, mask=unit_tile)
+    if ZONEOUT_H:
+        if MARKED:
+            tl.store(carry_h + states + state_offsets, dh0, mask=unit_tile)
+        else:
+            tl.store(carry_h + state_offsets, dh_after, mask=unit_tile)

@@ -1,9 +1,9 @@
 # mypy: ignore-errors
-"""The `step` regime: one launch per time step, forward and back through time.
+"""The `step` regime: one launch per time step; back through time, `step_backward.py`.
 
-``forward_step`` and ``backward_step`` are one step of one tile (BLOCK_B batch rows x BLOCK_H hidden
-units of one group). A launch is one step of all tiles, its end is the barrier between steps, and
-any number of programs may run in any order: any size, any vendor. W_hh is streamed from L2.
+``forward_step`` is one step of one tile (BLOCK_B batch rows x BLOCK_H hidden units of one group). A
+launch is one step of all tiles, its end is the barrier between steps, and any number of programs
+may run in any order: any size, any vendor. W_hh is streamed from L2.
 
 Time: ``t`` counts steps in processing order; ``addressing.time_position`` says where that is.
 
@@ -17,6 +17,7 @@ Constants that all kernels share:
     PRECISION: input_precision of float32 products. UPCAST: convert operands to ACC before a product
     (the interpreter cannot multiply bfloat16). CELL_STATE: the cell carries c. SAVE: keep what the
     way back needs. KEEP: keep h of every step (SAVE needs it). CLIP: bound on gate gradients, or 0.
+    DROPOUT, ZONEOUT_H, ZONEOUT_C, MADE: see `regularisers.py`.
 """
 
 import triton
@@ -24,8 +25,6 @@ import triton.language as tl
 
 from .addressing import (
     add_gates,
-    clipped,
-    in_acc,
     load_cell,
     load_cell_weights,
     load_gates,
@@ -36,8 +35,8 @@ from .addressing import (
     time_position,
     weight_rows,
 )
-from .marks import load_dc, load_link, load_marks, only_alive, store_dc
-from .saved import load_step
+from .marks import load_marks
+from .regularisers import hidden, load_at, mixed
 
 _RUN_TIME = ["T", "B", "G", "t", "reverse", "stride_t", "stride_b", "stride_g"]
 
@@ -96,9 +95,11 @@ def accumulate_product(
 @triton.jit
 def forward_step(
     t, g, rows, first_unit, gates_x, weight_hh, h0, c0, carry, output, h_n, c_n, cells, gates,
-    marks, cell_weight, T, B, G, reverse, stride_t, stride_b, stride_g,
+    marks, cell_weight, recurrent_mask, seen, zoneout_h, zoneout_c, made,
+    T, B, G, reverse, stride_t, stride_b, stride_g,
     STEP: tl.constexpr, H: tl.constexpr, K: tl.constexpr, Q: tl.constexpr,
     CELL_STATE: tl.constexpr, SAVE: tl.constexpr, KEEP: tl.constexpr, MARKED: tl.constexpr,
+    DROPOUT: tl.constexpr, ZONEOUT_H: tl.constexpr, ZONEOUT_C: tl.constexpr, MADE: tl.constexpr,
     ACC: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, ALIGN: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -125,15 +126,28 @@ def forward_step(
     if MARKED:
         alive, first, last = load_marks(marks, tau, forwards, rows, row_mask, B)
         has_state = alive
-    c = tl.zeros((BLOCK_B, BLOCK_H), dtype=ACC)
+    c_prev = tl.zeros((BLOCK_B, BLOCK_H), dtype=ACC)
     if CELL_STATE:
-        c = load_cell(c0, carry, state_offsets, unit_tile & has_state, first)
+        c_prev = load_cell(c0, carry, state_offsets, unit_tile & has_state, first)
+    if ZONEOUT_H:
+        kept_h = load_at(zoneout_h, tau, rows, g, units, unit_tile, B, G, H)
+    if ZONEOUT_C:
+        kept_c = load_at(zoneout_c, tau, rows, g, units, unit_tile, B, G, H)
 
     h_prev_row = tl.where(first, row_of_group[:, None], h_prev_row[:, None])
+    h_rows = tl.where(first, h0, output) + h_prev_row * H
+    if ZONEOUT_H:
+        h_prev = tl.load(h_rows + units[None, :], mask=unit_tile & has_state, other=0.0)
+    if DROPOUT:
+        states = tl.cast(G, tl.int64) * B * H
+        seen_row, seen_prev_row = output_rows(t, tau, forwards, rows, g, B, G, False)
+        seen_prev_row = tl.where(first, row_of_group[:, None], seen_prev_row[:, None])
+        h_rows = tl.where(first, seen + 2 * states, seen) + seen_prev_row * H
+        mask = tl.load(recurrent_mask + state_offsets, mask=unit_tile, other=0.0)
     w_cols = weight_hh + g * (K * H * H) + weight_rows(cols, K, H) * H
     acc = accumulate_product(
         tl.zeros((BLOCK_B, K * BLOCK_H), dtype=ACC),
-        tl.where(first, h0, output) + h_prev_row * H,
+        h_rows,
         has_state,
         w_cols,
         cols < K * H,
@@ -146,106 +160,34 @@ def forward_step(
     )
     pre = add_gates(split_gates(acc, K, BLOCK_B, BLOCK_H), x, K, ACC)
     if Q:
-        h, c, activated = STEP(pre, c, load_cell_weights(cell_weight, g, units, H, Q, ACC))
+        h, c, activated = STEP(pre, c_prev, load_cell_weights(cell_weight, g, units, H, Q, ACC))
     else:
-        h, c, activated = STEP(pre, c)
+        h, c, activated = STEP(pre, c_prev)
 
+    state_made = h
+    if CELL_STATE:
+        state_made = c
+    if ZONEOUT_H:
+        h = mixed(kept_h, h_prev, h, ACC)
+    if ZONEOUT_C:
+        c = mixed(kept_c, c_prev, c, ACC)
     h = h.to(output.dtype.element_ty)
     if MARKED:
         h, c = tl.where(alive, h, 0.0), tl.where(alive, c, 0.0)
+    unit_offsets = (row_of_all * H)[:, None] + units[None, :]
     tl.store(output + (h_row * H)[:, None] + units[None, :], h, mask=unit_tile)
+    if DROPOUT:
+        seen_ptrs = seen + (seen_row * H)[:, None] + units[None, :]
+        tl.store(seen_ptrs, hidden(h, mask, ACC, seen.dtype.element_ty), mask=unit_tile)
+    if MADE:
+        tl.store(made + unit_offsets, state_made.to(made.dtype.element_ty), mask=unit_tile)
     tl.store(h_n + state_offsets, h, mask=unit_tile & last)
     if CELL_STATE:
         store_cell(c, carry, c_n, state_offsets, unit_tile, last)
         if SAVE:
-            unit_offsets = (row_of_all * H)[:, None] + units[None, :]
             tl.store(cells + unit_offsets, c.to(cells.dtype.element_ty), mask=unit_tile)
             gate_ptrs = gates + (row_of_all * (K * H))[:, None] + units[None, :]
             store_gates(gate_ptrs, activated, unit_tile, K, H)
-
-
-@triton.jit
-def backward_step(
-    t, g, rows, first_unit, d_output, d_h_n, weight_hh, gates, cells, output, c0, carry,
-    d_cells, d_gates, marks, cell_weight, T, B, G, reverse, stride_t, stride_b, stride_g,
-    GRAD: tl.constexpr, H: tl.constexpr, K: tl.constexpr, Q: tl.constexpr,
-    CELL_STATE: tl.constexpr, HAS_D_OUTPUT: tl.constexpr, HAS_D_H_N: tl.constexpr,
-    HAS_D_CELLS: tl.constexpr, CLIP: tl.constexpr, MARKED: tl.constexpr, ACC: tl.constexpr,
-    PRECISION: tl.constexpr, UPCAST: tl.constexpr, ALIGN: tl.constexpr, BLOCK_B: tl.constexpr,
-    BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """One tile of dh = d_output[tau] + d_gates[next] W_hh (+ d_h_n at the last step), then GRAD."""
-    units = first_unit + tl.arange(0, BLOCK_H)
-    row_mask = rows < B
-    unit_tile = row_mask[:, None] & (units < H)[None, :]
-
-    tau, forwards = time_position(t, g, T, reverse)
-    row_of_all = (tau * B + rows) * G + g
-    row_of_group = g * B + rows
-    unit_offsets = (row_of_all * H)[:, None] + units[None, :]
-    gate_offsets = (row_of_all * (K * H))[:, None] + units[None, :]
-    group_offsets = (row_of_group * H)[:, None] + units[None, :]
-    states = tl.cast(G, tl.int64) * B * H
-
-    first = t == 0
-    last = t == T - 1
-    link = row_mask[:, None]
-    load_tile = unit_tile
-    if MARKED:
-        alive, first, last = load_marks(marks, tau, forwards, rows, row_mask, B)
-        load_tile = unit_tile & alive  # before a row's first step there may be no place at all
-        link = load_link(marks, tau, forwards, t, T, rows, row_mask, B)
-    dy, d_cell, h, c_prev, activated = load_step(
-        t, first, g, rows, units, load_tile, load_tile,
-        d_output, d_cells, gates, cells, output, c0,
-        T, B, G, reverse, stride_t, stride_b, stride_g,
-        H, K, CELL_STATE, HAS_D_OUTPUT, HAS_D_CELLS, ALIGN,
-    )  # fmt: skip
-    c = tl.zeros((BLOCK_B, BLOCK_H), dtype=ACC)
-    dc = c
-    if CELL_STATE:
-        c = tl.load(cells + unit_offsets, mask=unit_tile, other=0.0).to(ACC)
-        dc = load_dc(carry, group_offsets, unit_tile, states, link, last, MARKED)
-    if HAS_D_CELLS:
-        dc += d_cell.to(ACC)
-
-    dh = dy.to(ACC)
-    if HAS_D_H_N:
-        dh += tl.load(d_h_n + group_offsets, mask=unit_tile & last, other=0.0).to(ACC)
-    # A branch, not zeros in place of d_gates: 0 * W_hh is NaN where W_hh is not finite.
-    if t < T - 1:
-        acc = dh
-        if MARKED:
-            acc = tl.zeros((BLOCK_B, BLOCK_H), dtype=ACC)
-        acc = accumulate_product(
-            acc,
-            d_gates + ((row_of_all + forwards * B * G) * (K * H))[:, None],
-            link,
-            weight_hh + g * (K * H * H) + units,
-            units < H,
-            K * H,
-            H,
-            ACC,
-            PRECISION,
-            UPCAST,
-            BLOCK_K,
-        )
-        if MARKED:
-            acc = dh + tl.where(link, acc, 0.0)
-        dh = acc
-    h, activated, c_prev = h.to(ACC), in_acc(activated, K, ACC), c_prev.to(ACC)
-    if Q:
-        own = load_cell_weights(cell_weight, g, units, H, Q, ACC)
-        d_pre, dc = GRAD(h, activated, c, c_prev, dh, dc, own)
-    else:
-        d_pre, dc = GRAD(h, activated, c, c_prev, dh, dc)
-    d_pre = clipped(d_pre, K, CLIP)
-    if MARKED:
-        d_pre = only_alive(d_pre, alive, K)
-
-    store_gates(d_gates + gate_offsets, d_pre, unit_tile, K, H)
-    if CELL_STATE:
-        store_dc(dc, carry, group_offsets, unit_tile, states, first, MARKED)
 
 
 @triton.jit(do_not_specialize=_RUN_TIME)
@@ -262,6 +204,11 @@ def forward_kernel(
     gates,  # (T, B, G, K*H), written if SAVE: the activated gates
     marks,  # (T, B) uint8, read if MARKED; see `marks.py`
     cell_weight,  # (G, Q, H), read if Q: weights of the cell's own
+    recurrent_mask,  # this one and the next four: see `regularisers.py`
+    seen,
+    zoneout_h,
+    zoneout_c,
+    made,
     T,
     B,
     G,
@@ -278,6 +225,10 @@ def forward_kernel(
     SAVE: tl.constexpr,
     KEEP: tl.constexpr,
     MARKED: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    ZONEOUT_H: tl.constexpr,
+    ZONEOUT_C: tl.constexpr,
+    MADE: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -291,60 +242,8 @@ def forward_kernel(
     forward_step(
         t, g, rows, first_unit,
         gates_x, weight_hh, h0, c0, carry, output, h_n, c_n, cells, gates, marks, cell_weight,
+        recurrent_mask, seen, zoneout_h, zoneout_c, made,
         T, B, G, reverse, stride_t, stride_b, stride_g,
-        STEP, H, K, Q, CELL_STATE, SAVE, KEEP, MARKED, ACC, PRECISION, UPCAST, ALIGN,
-        BLOCK_B, BLOCK_H, BLOCK_K,
-    )  # fmt: skip
-
-
-@triton.jit(do_not_specialize=_RUN_TIME)
-def backward_kernel(
-    d_output,  # (T, B, G, H), last dimension contiguous; read if HAS_D_OUTPUT
-    d_h_n,  # (G, B, H); read if HAS_D_H_N
-    weight_hh,  # (G, K*H, H)
-    gates,  # (T, B, G, K*H), as saved; read if CELL_STATE
-    cells,  # (T, B, G, H), as saved; read if CELL_STATE
-    output,  # (T, B, G, H), as made by forward
-    c0,  # (G, B, H); read if CELL_STATE
-    carry,  # (G, B, H) in ACC: dL/dc_n before, dL/dc_0 after; (3, G, B, H) if MARKED: a place of
-    # work, dL/dc_0 (rows of no steps before), dL/dc_n
-    d_cells,  # (T, B, G, H), contiguous: dL/dcells; read if HAS_D_CELLS
-    d_gates,  # (T, B, G, K*H), written: dL/dgates_x
-    marks,  # (T, B) uint8, read if MARKED; see `marks.py`
-    cell_weight,  # (G, Q, H), read if Q: weights of the cell's own
-    T,
-    B,
-    G,
-    t,
-    reverse: tl.int64,
-    stride_t: tl.int64,
-    stride_b: tl.int64,
-    stride_g: tl.int64,
-    GRAD: tl.constexpr,
-    H: tl.constexpr,
-    K: tl.constexpr,
-    Q: tl.constexpr,
-    CELL_STATE: tl.constexpr,
-    HAS_D_OUTPUT: tl.constexpr,
-    HAS_D_H_N: tl.constexpr,
-    HAS_D_CELLS: tl.constexpr,
-    CLIP: tl.constexpr,
-    MARKED: tl.constexpr,
-    ACC: tl.constexpr,
-    PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr,
-    ALIGN: tl.constexpr,
-    BLOCK_B: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """Step t of backpropagation through time; steps are launched from the last to the first."""
-    g, rows, first_unit = tile_of_program(B, H, BLOCK_B, BLOCK_H)
-    backward_step(
-        t, g, rows, first_unit,
-        d_output, d_h_n, weight_hh, gates, cells, output, c0,
-        carry, d_cells, d_gates, marks, cell_weight,
-        T, B, G, reverse, stride_t, stride_b, stride_g,
-        GRAD, H, K, Q, CELL_STATE, HAS_D_OUTPUT, HAS_D_H_N, HAS_D_CELLS, CLIP, MARKED,
+        STEP, H, K, Q, CELL_STATE, SAVE, KEEP, MARKED, DROPOUT, ZONEOUT_H, ZONEOUT_C, MADE,
         ACC, PRECISION, UPCAST, ALIGN, BLOCK_B, BLOCK_H, BLOCK_K,
     )  # fmt: skip

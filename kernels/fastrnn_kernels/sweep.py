@@ -24,7 +24,8 @@ from .grid_backward import backward_grid
 from .onchip import GridConfig
 from .resident import forward_resident
 from .resident_backward import backward_resident
-from .step import backward_kernel, forward_kernel
+from .step import forward_kernel
+from .step_backward import backward_kernel
 
 # Under TRITON_INTERPRET=1, @triton.jit makes something that runs on the CPU through NumPy.
 INTERPRETED = not isinstance(forward_kernel, JITFunction)
@@ -89,6 +90,9 @@ def constants(
     has_d_h_n: bool = True,
     has_d_cells: bool = False,
     clip: float = 0.0,
+    dropout: bool = False,
+    zoneout_h: bool = False,
+    zoneout_c: bool = False,
 ) -> dict[str, Any]:
     """The compile-time arguments of a kernel. Whatever is not here never recompiles it."""
     shared = {
@@ -102,6 +106,9 @@ def constants(
         "UPCAST": INTERPRETED and dtype == torch.bfloat16,
         "ALIGN": align,
         "MARKED": marked,
+        "DROPOUT": dropout,
+        "ZONEOUT_H": zoneout_h,
+        "ZONEOUT_C": zoneout_c,
         **config.blocks(direction),
     }
     if config.regime == "grid":
@@ -109,7 +116,12 @@ def constants(
         if direction == "backward":
             shared["PHASE"] = 0
     if direction == "forward":
-        return {"STEP": cell.step, "SAVE": save and cell.has_cell_state, "KEEP": keep, **shared}
+        flags = {
+            "SAVE": save and cell.has_cell_state,
+            "KEEP": keep,
+            "MADE": save and (zoneout_c if cell.has_cell_state else zoneout_h),
+        }
+        return {"STEP": cell.step, **flags, **shared}
     flags = {"HAS_D_OUTPUT": has_d_output, "HAS_D_H_N": has_d_h_n, "HAS_D_CELLS": has_d_cells}
     return {"GRAD": cell.grad, "CLIP": clip, **flags, **shared}
 
@@ -133,8 +145,9 @@ class Sweep:
         config: the launch configuration.
         limits: of the device.
         chain: the tensors by which the groups are chained, in the order of the grid kernels.
-        cell_weight: (G, Q, H) if the cell has weights of its own. None is no argument at all to the
-            compiler, so that other cells' kernels are what they would be without.
+        optional: the cell's own weights, (G, Q, H), and what regularisers need, in the order of the
+            kernel. None is no argument at all to the compiler, so that the kernels of others are
+            what they would be without.
     """
 
     problem: Problem
@@ -146,7 +159,7 @@ class Sweep:
     config: LaunchConfig
     limits: DeviceLimits
     chain: tuple[torch.Tensor, ...] = ()
-    cell_weight: torch.Tensor | None = None
+    optional: tuple[torch.Tensor | None, ...] = (None,) * 6
 
     @property
     def kernel(self) -> Any:
@@ -177,7 +190,7 @@ def run(sweep: Sweep) -> None:
     sizes = (sweep.T, problem.B, problem.G)
     rest = (sweep.reverse, *sweep.strides)
     launch = sweep.kernel[sweep.grid]
-    tensors = (*sweep.tensors, sweep.cell_weight)
+    tensors = (*sweep.tensors, *sweep.optional)
     if config.regime == "step":
         steps = range(sweep.T)
         for t in steps if problem.direction == "forward" else reversed(steps):

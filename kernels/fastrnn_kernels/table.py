@@ -8,12 +8,13 @@ that holds the real ones, so that one captured graph serves every length, batch 
 import triton
 import triton.language as tl
 
-from .step import backward_step, forward_step, tile_of_program
+from .step import forward_step, tile_of_program
+from .step_backward import backward_step
 
 STEP_SLOT = 0  # steps done so far, moved on by advance_table
 SIZE_SLOTS = 1  # T, B, G, reverse, stride_t, stride_b, stride_g
 POINTER_SLOTS = 8  # the tensor arguments, in the kernel's order
-MAX_POINTERS = 12
+MAX_POINTERS = 17
 TABLE_SIZE = POINTER_SLOTS + MAX_POINTERS
 
 _UNSPECIALIZED = [f"size{i}" for i in range(7)] + [f"pointer{i}" for i in range(MAX_POINTERS)]
@@ -41,6 +42,11 @@ def fill_table(
     pointer9: tl.int64,
     pointer10: tl.int64,
     pointer11: tl.int64,
+    pointer12: tl.int64,
+    pointer13: tl.int64,
+    pointer14: tl.int64,
+    pointer15: tl.int64,
+    pointer16: tl.int64,
 ):
     """Write a sweep's arguments, and go back to step 0.
 
@@ -67,6 +73,11 @@ def fill_table(
     tl.store(table + 17, pointer9)
     tl.store(table + 18, pointer10)
     tl.store(table + 19, pointer11)
+    tl.store(table + 20, pointer12)
+    tl.store(table + 21, pointer13)
+    tl.store(table + 22, pointer14)
+    tl.store(table + 23, pointer15)
+    tl.store(table + 24, pointer16)
 
 
 @triton.jit(do_not_specialize=["steps"])
@@ -95,6 +106,10 @@ def forward_from_table(
     SAVE: tl.constexpr,
     KEEP: tl.constexpr,
     MARKED: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    ZONEOUT_H: tl.constexpr,
+    ZONEOUT_C: tl.constexpr,
+    MADE: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -126,6 +141,11 @@ def forward_from_table(
             load_pointer(table, 9, DTYPE),
             load_pointer(table, 10, tl.uint8),
             load_pointer(table, 11, DTYPE),
+            load_pointer(table, 12, DTYPE),
+            load_pointer(table, 13, DTYPE),
+            load_pointer(table, 14, DTYPE),
+            load_pointer(table, 15, DTYPE),
+            load_pointer(table, 16, DTYPE),
             T,
             B,
             tl.load(table + 3),
@@ -141,6 +161,10 @@ def forward_from_table(
             SAVE,
             KEEP,
             MARKED,
+            DROPOUT,
+            ZONEOUT_H,
+            ZONEOUT_C,
+            MADE,
             ACC,
             PRECISION,
             UPCAST,
@@ -166,6 +190,9 @@ def backward_from_table(
     HAS_D_CELLS: tl.constexpr,
     CLIP: tl.constexpr,
     MARKED: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    ZONEOUT_H: tl.constexpr,
+    ZONEOUT_C: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -197,6 +224,11 @@ def backward_from_table(
             load_pointer(table, 9, DTYPE),
             load_pointer(table, 10, tl.uint8),
             load_pointer(table, 11, DTYPE),
+            load_pointer(table, 12, DTYPE),
+            load_pointer(table, 13, DTYPE),
+            load_pointer(table, 14, DTYPE),
+            load_pointer(table, 15, DTYPE),
+            load_pointer(table, 16, ACC),
             T,
             B,
             tl.load(table + 3),
@@ -214,6 +246,9 @@ def backward_from_table(
             HAS_D_CELLS,
             CLIP,
             MARKED,
+            DROPOUT,
+            ZONEOUT_H,
+            ZONEOUT_C,
             ACC,
             PRECISION,
             UPCAST,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import torch
 from fastrnn.backend import LayerOutput, OutputGradients, Recurrence, RecurrenceBackend
 from fastrnn.precision import arch_of
 from fastrnn.products import of_first_steps
+from fastrnn.request import OPTIONS
 from fastrnn_triton import cost, products, search, tuned
 from fastrnn_triton.cells import kernel_cell, reasons_against, weight_gradient
 
@@ -42,7 +44,7 @@ class TritonBackend(RecurrenceBackend):
 
     name = "triton"
     contract = 1
-    options = frozenset({"resets", "all_states", "error_clip"})
+    options = frozenset(OPTIONS)
     summary = "fused Triton kernels for the time steps and for BPTT; NVIDIA and AMD GPUs"
 
     def runs_cell(self, cell: Cell) -> bool:
@@ -93,23 +95,33 @@ class TritonBackend(RecurrenceBackend):
             return super().matmul(a, b, add, precision=precision)
         return products.multiply(a, b, add, precision)
 
+    def saved_like(self, layer: Layer) -> tuple[Tensor, ...]:
+        """As the base class without zoneout; with it also what it kept back of h or c."""
+        plain = super().saved_like(replace(layer, zoneout_h=None, zoneout_c=None))
+        if not layer.save or not _keeps_back(layer):
+            return plain
+        shape = (*layer.x.shape[:2], layer.groups, layer.hidden_size)
+        return (*plain, layer.x.new_empty(shape))
+
     def recurrence_forward(self, gates_x: Tensor, weight_hh: Tensor, layer: Layer) -> LayerOutput:
         """In the regime that the planner, or `fastrnn tune` before it, found to be the fastest."""
         chained = layer.weight_chain is not None
         every_c = layer.all_states and layer.c0 is not None  # which the kernels write if they save
         save = layer.save or every_c
-        output, h_n, c_n, gates, cells = _kernels().forward(
+        output, h_n, c_n, gates, cells, made = _kernels().forward(
             kernel_cell(layer.cell), gates_x, weight_hh.contiguous(), layer.h0, layer.c0,
             cell_weight=_contiguous(layer.cell_weight),
             weight_chain=_contiguous(layer.weight_chain),
             bias_chain=layer.bias[1:] if chained and layer.bias is not None else None,
-            lengths=layer.lengths, resets=layer.resets, reverse=layer.reverse, save=save,
+            lengths=layer.lengths, resets=layer.resets, noise=_noise(layer),
+            reverse=layer.reverse, save=save,
             keep_output=save or chained or not layer.final_only, overwrite=True,
             precision=layer.precision, config=_found("forward", layer),
         )  # fmt: skip
         if every_c:
-            return LayerOutput(output, h_n, c_n, (gates,) if layer.save else (), cells)
-        saved = () if gates is None else (cells, gates)
+            saved = tuple(each for each in (gates, made) if each is not None and layer.save)
+            return LayerOutput(output, h_n, c_n, saved, cells)
+        saved = tuple(each for each in (cells, gates, made) if each is not None)
         if chained:
             saved = (output, *saved) if layer.save else ()
             output = output[:0] if layer.final_only and not layer.save else output
@@ -129,12 +141,13 @@ class TritonBackend(RecurrenceBackend):
         if layer.weight_chain is not None:
             output, *saved = saved
         cells, gates = (None, None) if layer.c0 is None else saved[:2]
+        kept_back = saved[0 if layer.c0 is None else 2] if _keeps_back(layer) else None
         keeps_gates = wanted.cell_weight  # which its gradient is made of
         made = _kernels().backward(
             kernel_cell(layer.cell), weight_hh.contiguous(), output, gates, cells, layer.c0,
             cell_weight=_contiguous(layer.cell_weight),
             weight_chain=_contiguous(layer.weight_chain),
-            lengths=layer.lengths, resets=layer.resets,
+            lengths=layer.lengths, resets=layer.resets, noise=_noise(layer), made=kept_back,
             d_output=grad.output, d_h_n=grad.h_n, d_c_n=grad.c_n,
             d_cells=grad.cells, error_clip=layer.error_clip, reverse=layer.reverse,
             overwrite=layer.overwrite_saved and not keeps_gates, precision=layer.precision,
@@ -147,11 +160,15 @@ class TritonBackend(RecurrenceBackend):
                 for g, reverse in enumerate(layer.reverse)
             ]
             d_h0 = self.matmul(torch.stack(firsts), weight_hh, precision=layer.precision)
-            if layer.lengths is not None and grad.h_n is not None:  # rows of no steps hand it on
+            if layer.recurrent_mask is not None:
+                d_h0 *= layer.recurrent_mask
+            if made.d_h0_kept is not None:
+                d_h0 += made.d_h0_kept
+            elif layer.lengths is not None and grad.h_n is not None:  # rows of no steps hand it on
                 d_h0 += grad.h_n * (layer.lengths == 0).unsqueeze(1)
         d_cell_weight = None
         if wanted.cell_weight and gates is not None and cells is not None:
-            d_cell_weight = weight_gradient(layer, made.d_gates, gates, cells)
+            d_cell_weight = weight_gradient(layer, made.d_gates, gates, cells, kept_back)
         return Recurrence(made.d_gates, d_h0, made.d_c0, d_cell_weight=d_cell_weight)
 
 
@@ -165,6 +182,15 @@ def _found(direction: Direction, layer: Layer) -> LaunchConfig | None:
             x.shape[1], layer.groups, x.shape[0], chained=layer.weight_chain is not None,
         )
     )  # fmt: skip
+
+
+def _keeps_back(layer: Layer) -> bool:
+    """Whether gradients need what the cell made before zoneout: c, or h of a cell without c."""
+    return (layer.zoneout_h if layer.c0 is None else layer.zoneout_c) is not None
+
+
+def _noise(layer: Layer) -> Any:
+    return _kernels().Noise(layer.recurrent_mask, layer.zoneout_h, layer.zoneout_c)
 
 
 def _contiguous(tensor: Tensor | None) -> Tensor | None:

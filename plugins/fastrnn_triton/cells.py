@@ -74,7 +74,9 @@ def _imported(cell: Cell) -> KernelCell:
     return found
 
 
-def weight_gradient(layer: Layer, d_gates: Tensor, gates: Tensor, cells: Tensor) -> Tensor:
+def weight_gradient(
+    layer: Layer, d_gates: Tensor, gates: Tensor, cells: Tensor, made: Tensor | None
+) -> Tensor:
     """Of a layer's `cell_weight`, (G, Q, H): sums over T and B, in float32 or wider.
 
     Args:
@@ -82,6 +84,7 @@ def weight_gradient(layer: Layer, d_gates: Tensor, gates: Tensor, cells: Tensor)
         d_gates: (T, B, G, K*H), zero past a row's length.
         gates: (T, B, G, K*H), as saved.
         cells: (T, B, G, H), as saved.
+        made: (T, B, G, H), what c was before zoneout kept some of it back; None if it did not.
     """
     cell = kernel_cell(layer.cell)
     assert not isinstance(cell, str)
@@ -90,8 +93,8 @@ def weight_gradient(layer: Layer, d_gates: Tensor, gates: Tensor, cells: Tensor)
     wide = torch.float64 if cells.dtype == torch.float64 else torch.float32
     per_group = []
     for g, reverse in enumerate(layer.reverse):
-        c = cells[:, :, g]
-        c_prev = entering(c, layer.c0[g], layer.lengths, layer.resets, reverse)
+        c = (cells if made is None else made)[:, :, g]
+        c_prev = entering(cells[:, :, g], layer.c0[g], layer.lengths, layer.resets, reverse)
         found = cell.weight_grad(
             _by_gate(d_gates[:, :, g], cell.gates, wide),
             _by_gate(gates[:, :, g], cell.gates, wide),

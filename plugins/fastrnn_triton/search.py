@@ -155,7 +155,8 @@ def _at_once(request: Request, layers: int, draw: Draw) -> Iterator[Pass]:
         d_gates.insert(
             0,
             kernels.backward(
-                cell, weight_hh[g : g + 1], *made[g][:1], *made[g][3:], states(g)[1],
+                cell, weight_hh[g : g + 1], made[g].output, made[g].gates, made[g].cells,
+                states(g)[1],
                 d_output=dy, precision=precision, regime="step",
             ).d_gates,
         )  # fmt: skip

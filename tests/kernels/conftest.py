@@ -1,6 +1,7 @@
 import faulthandler
 import importlib.util
 import os
+from functools import partial
 from inspect import ismodule
 from pathlib import Path
 from types import SimpleNamespace
@@ -63,6 +64,40 @@ def no_graphs():
 
     yield
     graphs.clear()
+
+
+@pytest.fixture
+def regime(request, monkeypatch):
+    """Run the Triton backend in the interpreter in one regime, one of `interpreter_cases.TILES`.
+
+    Of `graph` the steps find their arguments in a table, and are replayed node by node.
+    """
+    from fastrnn_kernels import enqueue  # likewise
+    from fastrnn_triton import backend
+    from interpreter_cases import tiles_of
+
+    if request.param == "graph":
+        monkeypatch.setattr(enqueue, "INTERPRETED", False)
+        monkeypatch.setattr(enqueue, "MIN_STEPS_FOR_GRAPH", 1)
+    monkeypatch.setattr(backend, "_found", partial(tiles_of, request.param))
+    return request.param
+
+
+@pytest.fixture
+def only(monkeypatch):
+    """Run the kernels in one regime, whatever the plan would choose."""
+    import fastrnn_kernels as kernels  # likewise
+
+    def choose(regime):
+        for direction in ("forward", "backward"):
+            original = getattr(kernels, direction)
+
+            def run(*arguments, original=original, config=None, **options):
+                return original(*arguments, regime=regime, **options)
+
+            monkeypatch.setattr(kernels, direction, run)
+
+    return choose
 
 
 @pytest.fixture

@@ -17,14 +17,14 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 import triton
 
-from fastrnn_kernels import aot, grid, resident, step, table
+from fastrnn_kernels import aot, aot_specs, grid, resident, step, step_backward, table
 from fastrnn_kernels.configs import TARGET_LIMITS
 
 pytestmark = pytest.mark.usefixtures("fresh_cache")
 
-Spec = aot.Spec
+Spec = aot_specs.Spec
 
-GATE = aot.gate()
+GATE = aot_specs.gate()
 FIGURES = Path(__file__).parent / "compiled" / f"triton-{triton.__version__}.json"
 
 
@@ -143,7 +143,7 @@ def test_tf32_is_used_where_asked_and_nowhere_else():
     "kernel",
     [
         step.forward_kernel,
-        step.backward_kernel,
+        step_backward.backward_kernel,
         grid.forward_grid,
         resident.forward_resident,
         table.forward_from_table,

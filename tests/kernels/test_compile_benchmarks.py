@@ -13,7 +13,7 @@ import triton
 from triton.compiler import ASTSource
 
 from benchmarks import exchange, exchange_kernels
-from fastrnn_kernels import aot
+from fastrnn_kernels import aot, aot_specs
 from fastrnn_kernels.configs import TARGET_LIMITS
 
 pytestmark = pytest.mark.usefixtures("fresh_cache")
@@ -37,7 +37,7 @@ def compiled(kernel, element, constants, **options):
             signature[name] = f"*{kind}"
             aligned[(position,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constexprs=constants, attrs=aligned)
-    found = triton.compile(source, target=aot.GPU_TARGETS["sm_90"], options=options)
+    found = triton.compile(source, target=aot_specs.GPU_TARGETS["sm_90"], options=options)
     registers, spilled = aot._resources(found.asm)
     assert spilled == 0
     return found.asm["ptx"], found.metadata.shared, registers

@@ -17,7 +17,7 @@ import triton
 
 from fastrnn_cells.gru_kernel import GRU
 from fastrnn_cells.peephole_kernel import PEEPHOLE_LSTM
-from fastrnn_kernels import aot
+from fastrnn_kernels import aot, aot_specs
 from fastrnn_kernels.configs import TARGET_LIMITS
 
 pytestmark = pytest.mark.usefixtures("fresh_cache")
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("fresh_cache")
 TARGET = "sm_90"
 FIGURES = Path(__file__).parent / "compiled" / f"cells-triton-{triton.__version__}.json"
 SPECS = [
-    aot.Spec(cell, direction, dtype, H, B, precision, from_table, regime, marked=marked)
+    aot_specs.Spec(cell, direction, dtype, H, B, precision, from_table, regime, marked=marked)
     for cell in (GRU, PEEPHOLE_LSTM)
     for direction in ("forward", "backward")
     for regime, dtype, H, B, precision, from_table, marked in (

@@ -18,7 +18,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 import triton
 from triton.compiler import ASTSource
 
-from fastrnn_kernels import aot
+from fastrnn_kernels import aot, aot_specs
 from fastrnn_kernels.configs import TARGET_LIMITS
 from fastrnn_kernels.matmul import MAX_ALIGN, constants, matmul_kernel
 from fastrnn_kernels.matmul_configs import LARGEST, PRECISIONS, MatmulProblem, heuristic
@@ -79,13 +79,13 @@ def compile_product(product, config, precision, target):
             signature[name] = "constexpr" if name in compile_time else "i64"
     compiled = triton.compile(
         ASTSource(matmul_kernel, signature, constexprs=compile_time, attrs=aligned),
-        target=aot.GPU_TARGETS[target],
+        target=aot_specs.GPU_TARGETS[target],
         options={"num_warps": config.num_warps, "num_stages": config.num_stages},
     )
     return compiled, *aot._resources(compiled.asm)
 
 
-@pytest.mark.parametrize("target", aot.GPU_TARGETS)
+@pytest.mark.parametrize("target", aot_specs.GPU_TARGETS)
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("product", PRODUCTS, ids=lambda product: product.name)
 def test_compiles_within_the_limits(product, precision, target):

@@ -12,7 +12,6 @@ pytest.importorskip("triton", reason="needs Triton (pip install 'fastrnn[triton]
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("runs on a GPU: run without TRITON_INTERPRET", allow_module_level=True)
 
-import fastrnn_kernels as kernels
 from fastrnn import testing
 from fastrnn.request import Spec
 from fastrnn_kernels.plan import REGIMES
@@ -20,22 +19,6 @@ from fastrnn_triton.cells import kernel_cell
 from gpu_cases import DEVICE, on_gpu, skip_where_impossible
 
 pytestmark = on_gpu
-
-
-@pytest.fixture
-def only(monkeypatch):
-    """Run the kernels in one regime, whatever the plan would choose."""
-
-    def choose(regime):
-        for direction in ("forward", "backward"):
-            original = getattr(kernels, direction)
-
-            def run(*arguments, original=original, config=None, **options):
-                return original(*arguments, regime=regime, **options)
-
-            monkeypatch.setattr(kernels, direction, run)
-
-    return choose
 
 
 @pytest.mark.parametrize("regime", REGIMES)

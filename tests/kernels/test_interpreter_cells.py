@@ -7,7 +7,6 @@ import importlib
 import os
 import re
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,34 +26,10 @@ from fastrnn import testing
 from fastrnn.options import Options
 from fastrnn.request import Spec
 from fastrnn_cells.peephole_kernel import PEEPHOLE_LSTM
-from fastrnn_kernels import enqueue
-from fastrnn_triton import backend
-from interpreter_cases import BF16, F32, F64, GRID, SHARED, SMALL
+from interpreter_cases import BF16, F32, F64, TILES
 
 pytestmark = pytest.mark.usefixtures("poisoned", "no_graphs")
 BOTH = ("gru", "peephole_lstm")
-RESIDENT = kernels.ResidentConfig(16, 32)
-CONFIGS = {
-    "step": (SMALL, SMALL),
-    "graph": (SMALL, SMALL),
-    "resident": (RESIDENT, RESIDENT),
-    "grid": (replace(GRID, block_h=8), SHARED),
-}
-
-
-@pytest.fixture
-def regime(request, monkeypatch):
-    """Kernels of one regime, with tiles so small that several are needed.
-
-    Of `graph` the steps find their arguments in a table, and are replayed node by node.
-    """
-    if request.param == "graph":
-        monkeypatch.setattr(enqueue, "INTERPRETED", False)
-        monkeypatch.setattr(enqueue, "MIN_STEPS_FOR_GRAPH", 1)
-    forward, backward = CONFIGS[request.param]
-    monkeypatch.setattr(
-        backend, "_found", lambda direction, _: forward if direction == "forward" else backward
-    )
 
 
 def ends_of(T, B):
@@ -83,7 +58,7 @@ def assert_close(got, want, dtype, T):
             torch.testing.assert_close(g.double(), w, rtol=0, atol=bound * size)
 
 
-@pytest.mark.parametrize("regime", CONFIGS, indirect=True)
+@pytest.mark.parametrize("regime", TILES, indirect=True)
 @pytest.mark.parametrize("ends", [False, True], ids=["equal", "ends"])
 @pytest.mark.parametrize(
     ("T", "B", "H", "dtype", "bidirectional"),
@@ -180,7 +155,7 @@ def light(tmp_path, monkeypatch):
         sys.modules.pop(name, None)
 
 
-@pytest.mark.parametrize("regime", CONFIGS, indirect=True)
+@pytest.mark.parametrize("regime", TILES, indirect=True)
 @pytest.mark.parametrize("ends", [False, True], ids=["equal", "ends"])
 def test_the_example_in_words(light, ends, regime):
     spec = Spec(light, 3, 18, bidirectional=True)

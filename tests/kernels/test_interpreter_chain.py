@@ -180,7 +180,7 @@ class Stack(torch.autograd.Function):
         made = kernels.ForwardResult(*made)
         a = {"weight_hh": weight_hh, "c0": c0, "weight_chain": weight_chain}
         a |= {"d_output": d_output, "d_h_n": d_h_n, "d_c_n": None if c0 is None else d_c_n}
-        d_gates, d_c0 = backward(ctx.case, a, made)
+        d_gates, d_c0, _ = backward(ctx.case, a, made)
         h, first = made.output, -1 if ctx.case.reverse[0] else 0
         before = h0.transpose(0, 1)[None]
         before = torch.cat([h[1:], before] if first else [before, h[:-1]])

@@ -69,7 +69,7 @@ def run_program(sweep, tensors, program, delay):
 
 def run_together(sweep, order):
     """Run all programs of a sweep at the same time; `order` says who starts first."""
-    tensors = (*sweep.tensors, sweep.cell_weight, *exchanged(sweep))
+    tensors = (*sweep.tensors, *sweep.optional, *exchanged(sweep))
     for tensor in tensors:
         if tensor is not None:
             tensor.share_memory_()

@@ -58,7 +58,7 @@ def test_gates_may_take_the_place_of_what_they_are_made_of(regime, strided):
     made = kernels.forward("lstm", *forward, save=True, overwrite=True, **options)
     assert (made.gates.data_ptr() == a["gates_x"].data_ptr()) != strided
     for got, expected in zip(made, want, strict=True):
-        assert torch.equal(got, expected)
+        assert got is expected is None or torch.equal(got, expected)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_gate_gradients_in_the_place_of_gates(T, regime, back):
     )  # fmt: skip
     assert got.d_gates.data_ptr() == made.gates.data_ptr()
     for one, expected in zip(got, want, strict=True):
-        assert torch.equal(one, expected)
+        assert one is expected is None or torch.equal(one, expected)
 
 
 @pytest.mark.parametrize("T", [1, 4, 6, 9])
@@ -108,8 +108,8 @@ def test_graphs_are_kept_for_new_lengths_and_addresses_and_bounded(monkeypatch):
 
 def test_table_slots_are_those_that_the_kernels_read():
     filled = torch.full((table.TABLE_SIZE,), -1)
-    table.fill_table[(1,)](filled, *range(100, 107), *range(200, 212))
-    assert filled.tolist() == [0, *range(100, 107), *range(200, 212)]
+    table.fill_table[(1,)](filled, *range(100, 107), *range(200, 217))
+    assert filled.tolist() == [0, *range(100, 107), *range(200, 217)]
     table.advance_table[(1,)](filled, 32)
     table.advance_table[(1,)](filled, 32)
     assert filled[0] == 64

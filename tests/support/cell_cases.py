@@ -40,10 +40,10 @@ def run(
     spec: Spec, x: torch.Tensor, hx: Tensors, weights: Tensors, backend: str, **how: Any
 ) -> Tensors:
     """Output, final states and, if asked for, every state, in a row."""
-    options = how.pop("options", Options())
+    options, training = how.pop("options", Options()), how.pop("training", True)
     output, *states = calls.run(
         spec, x, tuple(hx) if spec.has_cell_state else hx[0], weights, batch_first=False,
-        dropout=0.0, training=True, backend=backend, options=options, **how,
+        dropout=0.0, training=training, backend=backend, options=options, **how,
     )  # fmt: skip
     flat = [each for s in states for each in (s if isinstance(s, tuple) else (s,))]
     return ([] if output is None else [output]) + flat

@@ -14,6 +14,7 @@ import fastrnn_kernels as kernels
 SMALL = kernels.StepConfig(block_b=16, block_h=16, block_k=16)  # H = 33 and 70 take several tiles
 GRID = kernels.GridConfig(block_b=16, block_h=16, block_k=16, lanes=1, ahead=1, num_warps=2)
 SHARED = replace(GRID, block_h=8, splits=2)  # two programs share a tile of 16 units on the way back
+TILES = ("step", "graph", "resident", "grid")  # what the fixture `regime` knows
 F32, F16, BF16, F64 = torch.float32, torch.float16, torch.bfloat16, torch.float64
 STATEFUL = {"lstm"}
 
@@ -179,6 +180,18 @@ def make(case, scale=1.0, seed=0):
     }
     d_cells = draw(case.B, case.T, G, case.H).transpose(0, 1) if "s" in case.grads else None
     return made | {"d_cells": d_cells}
+
+
+def tiles_of(regime, direction, layer):
+    """The configuration of a layer in a regime, with tiles so small that several are needed."""
+    depth = layer.weight_hh.shape[1]
+    if regime == "resident":
+        return kernels.ResidentConfig(16, 32)
+    if regime != "grid":
+        return SMALL
+    if direction == "forward":
+        return GRID if layer.gates == 1 else replace(GRID, block_h=8)
+    return GRID if depth % 2 else SHARED
 
 
 def ends(a):

@@ -158,7 +158,7 @@ def assert_same(got: Any, want: Any) -> None:
 def assert_equal_written_out(
     spec: Spec, T: int, B: int, *, lengths: list[int] | None = None,
     resets: torch.Tensor | None = None, options: Options = PLAIN, training: bool = True,
-    dropout: float = 0.0, seed: int = 0,
+    dropout: float = 0.0, seed: int = 0, backend: str = "reference",
 ) -> None:  # fmt: skip
     """All that is returned, and all gradients of it, in float64."""
     x, hx, weights = leaves_of(spec, T, B)
@@ -167,7 +167,7 @@ def assert_equal_written_out(
         "dropout": dropout,
     }  # fmt: skip
     torch.manual_seed(seed)
-    output, final, every = fast(spec, x, hx, weights, **how)
+    output, final, every = fast(spec, x, hx, weights, backend=backend, **how)
     torch.manual_seed(seed)
     want = run(spec, x, hx, weights, **how)
     assert (output is None) == options.final_only
