@@ -30,6 +30,7 @@ DISABLE_VARIABLE = "FASTRNN_DISABLE_PLUGINS"
 BUILTINS = {
     "reference": "fastrnn_reference",
     "aten": "fastrnn_aten",
+    "rows": "fastrnn_rows",
     "triton": "fastrnn_triton",
     "cells": "fastrnn_cells",
 }

@@ -77,7 +77,7 @@ def test_the_json_says_what_was_measured_on_what(result):
     torch_nn, auto = (each["extra_info"] for each in found["benchmarks"][:2])
     assert (torch_nn["implementation"], auto["implementation"]) == ("torch.nn", "auto")
     assert auto["case"]["T"] == 20
-    assert auto["backend"] in ("aten", "reference")
+    assert auto["backend"] in ("aten", "reference", "rows")
     for each in (torch_nn, auto):
         assert 0 <= each["error"] <= 1
         assert each["peak_bytes"] >= 20 * 64 * 4, "the output at least"

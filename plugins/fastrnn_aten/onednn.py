@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fastrnn import packing
 from fastrnn.backend import StackBackend
-from fastrnn_aten import onednn_cost, packing, rectangles
+from fastrnn_aten import onednn_cost, rectangles
 
 if TYPE_CHECKING:
     from torch import Tensor

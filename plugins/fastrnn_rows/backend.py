@@ -1,0 +1,101 @@
+"""The backend `rows`: whole stacks on a CPU, one operation of autograd a layer and direction."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional
+
+from fastrnn import checks, packing
+from fastrnn.backend import StackBackend
+from fastrnn_rows import cost, direction
+from fastrnn_rows.direction import LOOPS
+from fastrnn_rows.gradients import Weights
+from fastrnn_rows.steps import Steps
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fastrnn.backend import Cell, StackCall
+    from fastrnn.request import Cost, Request
+
+DTYPES = (torch.float32, torch.float64)
+
+
+class RowsBackend(StackBackend):
+    """Plain torch, as few operations a step as there are; rows that have ended take none."""
+
+    name = "rows"
+    contract = 1
+    options = frozenset({"lengths"})
+    summary = "plain torch time steps on CPUs, over the rows that have not ended"
+
+    def runs_cell(self, cell: Cell) -> bool:
+        """A GRU's weights are those that a call of a stack brings."""
+        return super().runs_cell(cell) or cell.name in LOOPS
+
+    def can_run(self, request: Request) -> list[str]:
+        """What the loops do not cover."""
+        reasons = []
+        if request.device != "cpu":
+            reasons.append(f"device is {request.device}; needs cpu")
+        if request.cell not in LOOPS:
+            reasons.append(f"cell is {request.cell}; it has {', '.join(LOOPS)}")
+        if request.proj_size:
+            reasons.append(f"proj_size is {request.proj_size}; it has no projections")
+        if request.dtype not in DTYPES:
+            reasons.append(f"dtype is {request.dtype}; needs torch.float32 or torch.float64")
+        if request.compiling:
+            reasons.append("its steps are Python, which a graph would have one by one")
+        return reasons
+
+    def cost(self, request: Request) -> Cost:
+        """See `fastrnn_rows.cost`."""
+        return cost.estimate(request)
+
+    def run(self, call: StackCall) -> tuple[Tensor, ...]:
+        """Packed rows as they are, rows of one length as if they were packed."""
+        if call.lengths is not None:
+            return packing.run(_run_packed, call)
+        return _run_packed(call) if call.batch_sizes is not None else _run_equal(call)
+
+
+def _run_packed(call: StackCall) -> tuple[Tensor, ...]:
+    batch_sizes = call.batch_sizes
+    assert batch_sizes is not None
+    checks.check_tensors(call.input, call.hx, call.weights, len(batch_sizes))
+    return _stack(call, call.input, batch_sizes.tolist())
+
+
+def _run_equal(call: StackCall) -> tuple[Tensor, ...]:
+    x = call.input.transpose(0, 1) if call.batch_first else call.input
+    steps, rows, _ = x.shape
+    checks.check_tensors(x, call.hx, call.weights, steps)
+    output, *final = _stack(call, x.flatten(0, 1), [rows] * steps)
+    output = output.view(steps, rows, -1)
+    return output.transpose(0, 1) if call.batch_first else output, *final
+
+
+def _stack(call: StackCall, x: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
+    """Every layer in turn; x is (N, I), and so is the output, (N, directions * H)."""
+    asked, states = call.request, []
+    ways = (False, True) if asked.bidirectional else (False,)
+    both = [Steps(sizes, reverse=reverse) for reverse in ways]
+    per_slot = 4 if asked.bias else 2
+    for layer in range(asked.num_layers):
+        outputs = []
+        for steps in both:
+            slot = layer * len(both) + steps.reverse
+            own = call.weights[slot * per_slot : (slot + 1) * per_slot]
+            weights = Weights(own[0], own[1], *(own[2:] or (None, None)))
+            output, *final = direction.run(
+                asked.cell, steps, x, tuple(state[slot] for state in call.hx),
+                weights, save=asked.needs_grad,
+            )  # fmt: skip
+            outputs.append(output)
+            states.append(final)
+        x = outputs[0] if len(both) == 1 else torch.cat(outputs, 1)
+        if asked.dropout and layer < asked.num_layers - 1:
+            x = functional.dropout(x, asked.dropout, training=True)
+    return x, *(torch.stack(each) for each in zip(*states, strict=True))

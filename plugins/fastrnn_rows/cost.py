@@ -1,0 +1,71 @@
+"""What a call costs in steps over packed rows.
+
+Rows of different lengths are taken to end evenly spread over the T steps. The constants are medians
+on a two-core x86 machine, as ratios to what torch's own path took beside them; see
+`fastrnn_aten.cpu`, which they are compared with.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from fastrnn.request import Cost
+from fastrnn.roofline import CPU_BYTES, cpu_step, recurrent_weights, rows, steps
+
+if TYPE_CHECKING:
+    from fastrnn.request import Request
+
+
+class Loop(NamedTuple):
+    """Seconds of a cell's loop, forward alone and in training."""
+
+    call: float
+    step: float
+    """Beside its product."""
+    call_training: float
+    step_training: float
+    passes: int
+    """Times that training reads or writes an array of all gates that ATen's loop keeps in cache."""
+
+
+ELMAN = Loop(100e-6, 3.6e-6, 190e-6, 4.5e-6, 1)
+LOOPS = {
+    "lstm": Loop(150e-6, 20e-6, 350e-6, 24e-6, 3),
+    "gru": Loop(150e-6, 19e-6, 250e-6, 16.5e-6, 3),
+}
+STREAM = 8e9
+"""Bytes a second of such a pass."""
+UNEQUAL, UNEQUAL_TRAINING = 100e-6, 150e-6
+"""Of finding where rows of different lengths end."""
+PACKING, PACKING_PASSES = 200e-6, 2
+"""Of sorting and packing padded rows, and how often input and output are copied for it."""
+MARGIN = 1.05
+"""Where the estimates are close, torch's path keeps the call: `auto` must not lose to it."""
+
+
+def estimate(request: Request) -> Cost:
+    """Steps x (product + fixed part of a step)."""
+    loop = LOOPS.get(request.cell, ELMAN)
+    unequal = request.varlen and rows(request) > 1
+    number = steps(request) * request.directions
+    share = 0.5 if unequal else 1.0
+    product, size = share * cpu_step(request), request.dtype.itemsize
+    seconds = _packing(request) if request.padded else 0.0
+    if not request.needs_grad:
+        seconds += loop.call + UNEQUAL * unequal + number * (loop.step + product)
+        return Cost(MARGIN * seconds, "Python steps over the rows that go on")
+    array = share * rows(request) * request.gates * request.hidden_size * size
+    step = loop.step_training + 3 * product + loop.passes * array / STREAM
+    # the weights and their gradients pass through the cache once, however short the sequence
+    weights = 3 * recurrent_weights(request) * request.num_layers * size / CPU_BYTES
+    seconds += loop.call_training + UNEQUAL_TRAINING * unequal + weights + number * step
+    return Cost(
+        MARGIN * seconds,
+        "hand-written BPTT over the rows that go on, weight gradients in one product",
+    )
+
+
+def _packing(request: Request) -> float:
+    width = request.input_size + request.directions * request.hidden_size
+    copied = steps(request) / request.num_layers * rows(request) * width * request.dtype.itemsize
+    return PACKING + PACKING_PASSES * copied / STREAM

@@ -1,0 +1,122 @@
+"""Packed rows along time: which of them a step has, and where they begin and end.
+
+Rows lie as in a PackedSequence: step after step, at each step those that have not ended, the
+longest first. So the rows that two steps have in common are the first ones of both, views of
+either, and nothing is masked anywhere. N places in all; a row starts at the first step, or
+backwards in time at its last one.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import Tensor
+
+
+class Steps:
+    """One direction of time over the rows of a PackedSequence.
+
+    Attributes:
+        sizes: (T,), rows of each step in memory.
+        reverse: whether time runs backwards.
+        rows: B.
+        equal: whether all rows have T steps.
+    """
+
+    def __init__(self, sizes: Sequence[int], *, reverse: bool) -> None:
+        self.sizes = sizes
+        self.reverse = reverse
+        self.rows = sizes[0]
+        self.equal = sizes[-1] == sizes[0]
+
+    @cached_property
+    def ends(self) -> Tensor:
+        """(B,): the place of each row's last step in memory."""
+        found: list[int] = []
+        begin = sum(self.sizes)
+        for size in reversed(self.sizes):
+            begin -= size
+            found.extend(range(begin + len(found), begin + size))
+        return torch.tensor(found)
+
+    @cached_property
+    def linked(self) -> Tensor:
+        """(N - B,): of each place from B on, that of the same row a step earlier in memory."""
+        sizes = torch.tensor(self.sizes)
+        back = sizes[:-1].repeat_interleave(sizes[1:])  # by as many places as that step has rows
+        return torch.arange(self.rows, self.rows + len(back)) - back
+
+    def first(self, sequence: Tensor) -> Tensor:
+        """(B, ...) of (N, ...): each row at the first step that it takes."""
+        return self._at_ends(sequence) if self.reverse else sequence[: self.rows]
+
+    def last(self, sequence: Tensor) -> Tensor:
+        """(B, ...) of (N, ...): each row at the last step that it takes."""
+        return sequence[: self.rows] if self.reverse else self._at_ends(sequence)
+
+    def add_to_first_(self, sequence: Tensor, values: Tensor) -> None:
+        """Add (B, ...) to `first` of (N, ...), in place."""
+        self._add_(sequence, values, at_ends=self.reverse)
+
+    def add_to_last_(self, sequence: Tensor, values: Tensor) -> None:
+        """Add (B, ...) to `last` of (N, ...), in place."""
+        self._add_(sequence, values, at_ends=not self.reverse)
+
+    def pairs(self, d_steps: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+        """(N - B, ...) twice: what belongs to a step, and the state that entered it.
+
+        Of all steps but the first ones, in an order that suits memory.
+        """
+        rows = self.rows
+        if self.equal:
+            pair = d_steps[rows:], states[: len(states) - rows]
+            return (d_steps[:-rows], states[rows:]) if self.reverse else pair
+        if self.reverse:
+            return d_steps.index_select(0, self.linked), states[rows:]
+        return d_steps[rows:], states.index_select(0, self.linked)
+
+    def entering(self, states: Tensor, initial: Tensor) -> Tensor:
+        """(N, H): the state that enters each step, of (N, H) and (B, H)."""
+        rows = self.rows
+        if self.equal:
+            parts = (states[rows:], initial) if self.reverse else (initial, states[:-rows])
+            return torch.cat(parts)
+        if not self.reverse:
+            return torch.cat((initial, states.index_select(0, self.linked)))
+        found = torch.empty_like(states).index_copy_(0, self.linked, states[rows:])
+        return found.index_copy_(0, self.ends, initial)
+
+    def walk(self, *sequences: Tensor, back: bool = False) -> Iterator[tuple[Any, ...]]:
+        """Of each step in turn, the rows that it shares with the one before it, and its parts.
+
+        Args:
+            sequences: (N, ...) each.
+            back: from the last step to the first.
+        """
+        parts = [sequence.split(self.sizes) for sequence in sequences]  # type: ignore[no-untyped-call] # torch has not typed it
+        if self.reverse == back:
+            return zip((0, *self.sizes[1:]), *parts, strict=True)
+        shared = (0, *reversed(self.sizes[1:]))
+        return zip(shared, *(reversed(each) for each in parts), strict=True)
+
+    def _at_ends(self, sequence: Tensor) -> Tensor:
+        return sequence[-self.rows :] if self.equal else sequence.index_select(0, self.ends)
+
+    def _add_(self, sequence: Tensor, values: Tensor, *, at_ends: bool) -> None:
+        if not at_ends:
+            sequence[: self.rows].add_(values)
+        elif self.equal:
+            sequence[-self.rows :].add_(values)
+        else:
+            sequence.index_add_(0, self.ends, values)
+
+
+def top(part: Tensor, rows: int) -> Tensor:
+    """The first rows of a step's part; of all of them, itself, which is quicker."""
+    return part if len(part) == rows else part[:rows]
