@@ -128,7 +128,8 @@ def test_the_command_lists_them_with_reasons(run_beside):
     out, err = run_beside("-m", "fastrnn", "plugins", "--json")
     assert_each_is_reported_once(err)
     records = {record["name"]: record for record in json.loads(out)}
-    assert [records[name]["state"] for name in ("reference", "aten", "triton")] == ["loaded"] * 3
+    builtins = ["reference", "aten", "rows", "triton"]
+    assert [records[name]["state"] for name in builtins] == ["loaded"] * 4
     assert (records["numpy-lstm"]["state"], records["numpy-lstm"]["reason"]) == ("loaded", "")
     for module, said in FAULTS.items():
         record = records[module.replace("_", "-")]

@@ -88,13 +88,14 @@ def test_disabled_plugins_are_not_imported(install, monkeypatch):
     assert [(r.name, r.state) for r in registry().plugins] == [
         ("reference", "loaded"),
         ("aten", "disabled"),
+        ("rows", "loaded"),
         ("triton", "loaded"),
         ("cells", "loaded"),
         ("numpy-lstm", "loaded"),
         ("broken", "disabled"),
         ("broken", "disabled"),
     ]
-    assert list(registry().backends) == ["reference", "triton", "numpy"]
+    assert list(registry().backends) == ["reference", "rows", "triton", "numpy"]
     assert not {"exits_on_import", "raises_on_import"} & set(sys.modules)
     assert record_of("aten").reason == "disabled by FASTRNN_DISABLE_PLUGINS"
 
@@ -112,7 +113,7 @@ def test_the_reference_cannot_be_disabled(install, monkeypatch):
     monkeypatch.setenv("FASTRNN_DISABLE_PLUGINS", "reference,aten")
     (warning,) = load()
     assert "names 'reference', which cannot be disabled" in warning
-    assert list(registry().backends) == ["reference", "triton"]
+    assert list(registry().backends) == ["reference", "rows", "triton"]
 
 
 def test_threads_get_one_registry(install, monkeypatch):

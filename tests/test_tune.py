@@ -140,7 +140,7 @@ def test_auto_changes_its_choice_and_says_so(times):
     dispatch.clear_cache()  # as another process
     decision = decide(request)
     assert decision.backend == after
-    assert {c.cost.seconds for c in decision.candidates if c.cost} == {2e-3, 1e-3}
+    assert {c.cost.seconds for c in decision.candidates if c.cost} == {2e-3, 1e-3, 1.0}
     lstm = fastrnn.LSTM(4, 6).eval()
     with torch.no_grad():
         assert fastrnn.explain(lstm, torch.randn(5, 3, 4)).backend == after
@@ -160,16 +160,16 @@ def test_what_is_wrong_or_fails_is_not_stored(run, other, fault):
     assert code == 1
     assert f"fastrnn: error: other {'wrong' if fault == 'wrong' else 'failed'} on lstm" in err
     assert "estimates still count in 1 problems, because other can run there and has no" in out
-    assert list(stored().values()) == [["aten", "reference"]]
+    assert list(stored().values()) == [["aten", "reference", "rows"]]
 
 
 def test_what_has_become_wrong_is_forgotten(run, other):
     assert run(*TUNE, "--mode", "forward")[0] == 0
-    assert list(stored().values()) == [["aten", "other", "reference"]]
+    assert list(stored().values()) == [["aten", "other", "reference", "rows"]]
     other.fault = "wrong"
     code, out, _ = run(*TUNE, "--mode", "forward", "--backends", "other")
     assert (code, "stored: 0 of 1 problems" in out) == (1, True)
-    assert list(stored().values()) == [["aten", "reference"]]
+    assert list(stored().values()) == [["aten", "reference", "rows"]]
 
 
 def test_a_backend_that_is_from_no_distribution_is_not_stored(run, other):
@@ -186,12 +186,13 @@ def test_some_backends_now_and_others_later(run, times):
     assert code == 0
     assert "stored: 2 of 2 problems" in out
     assert "auto: 0 of 2 choices changed" in out
-    assert "estimates still count in 2 problems, because aten can run there" in out
+    for name in ("aten", "rows"):
+        assert f"estimates still count in 2 problems, because {name} can run there" in out
     assert "because reference" not in out
-    out = run(*TUNE, "--backends", "aten")[1]
+    out = run(*TUNE, "--backends", "aten,rows")[1]
     assert "auto: 2 of 2 choices changed\n  lstm forward T=3 B=2 I=4 H=4: aten -> reference" in out
     assert "estimates" not in out
-    assert list(stored().values()) == [["aten", "reference"]] * 2
+    assert list(stored().values()) == [["aten", "reference", "rows"]] * 2
 
 
 def test_a_backend_searches_before_it_is_timed(run, other):
@@ -220,7 +221,7 @@ def test_a_search_that_fails_is_reported_and_stops_nothing(run, other):
     text = "other failed to tune itself on lstm forward T=3 B=2 I=4 H=4: RuntimeError: no memory"
     assert f"fastrnn: error: {text}\n" in err
     assert "stored: 1 of 1 problems" in out
-    assert list(stored().values()) == [["aten", "other", "reference"]]
+    assert list(stored().values()) == [["aten", "other", "reference", "rows"]]
 
 
 def test_a_dry_run_stores_nothing(run, times, other):
@@ -280,7 +281,7 @@ def test_json(run, times, other):
 
 
 def test_list_and_forget(run, times):
-    times(aten=2e-3, reference=3e-3)
+    times(aten=2e-3, reference=3e-3, rows=4e-3)
     code, out, _ = run("tune", "--list")
     assert code == 0
     assert out.endswith("nothing is stored\n")
@@ -294,7 +295,7 @@ def test_list_and_forget(run, times):
     threads = torch.get_num_threads()
     problem = f"lstm T=3 B=2 I=4 H=4, float32 on cpu, forward and backward, {threads} threads"
     assert sorted(" ".join(row.split()[:-3]) for row in rows) == [
-        f"{problem} aten 2.000", f"{problem} reference 3.000",
+        f"{problem} aten 2.000", f"{problem} reference 3.000", f"{problem} rows 4.000",
     ]  # fmt: skip
     (listed,) = json.loads(run("tune", "--list", "--json")[1])
     assert (listed["path"], len(listed["problems"])) == (str(path), 1)
@@ -342,7 +343,7 @@ def test_explain_shows_what_was_measured(run):
     assert run("tune", *arguments, "--repeats", "1", "--mode", "forward")[0] == 0
     code, out, err = run("explain", *arguments, "--I", "32")
     assert (code, err) == (0, "")
-    assert out.count("(measured on this machine: ") == 2
+    assert out.count("(measured on this machine: ") == 3
     assert "(lowest estimated cost)" in out
     out = run("explain", *arguments, "--I", "32", "--json")[1]
     costs = [c["cost"]["why"] for c in json.loads(out)["candidates"] if c["cost"]]
