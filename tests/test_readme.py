@@ -88,7 +88,7 @@ def grid_column(name: str) -> list[str]:
     content = json.loads((MEASURED.parent / name).read_text(encoding="utf-8"))
     rows = content["rows"]
     worst = max(row["ratio"] for row in rows if row["behind"])
-    elman = {"elman": True, "mode": "train"}
+    elman, gru = {"elman": True, "mode": "train"}, {"cell": "gru", "mode": "train"}
     by_steps = [speedup(rows, **elman, kind="padded", T=T) for T in (1, 20, 100, 512)]
     return [
         f"{len(rows):,}",
@@ -97,6 +97,9 @@ def grid_column(name: str) -> list[str]:
         speedup(rows, **elman, kind="padded"),
         speedup(rows, **elman, kind="packed"),
         speedup(rows, cell="lstm", mode="train", kind="packed"),
+        f"{speedup(rows, **gru, kind='padded')} / {speedup(rows, **gru, kind='packed')}",
+        f"{speedup(rows, mode='train', kind='packed')} / "
+        f"{speedup(rows, mode='forward', kind='packed')}",
         f"{speedup(rows, kind='layer')} / {speedup(rows, kind='stepper')}",
         speedup(rows),
     ]
@@ -109,6 +112,8 @@ GRID_ROWS = (
     "all of it",
     "training of packed Elman RNNs",
     "training of packed LSTMs",
+    "training of GRUs, padded / packed",
+    "all that is packed, in training / forward",
     "a single step: the layer / a `Stepper`",
     "all cases",
 )
