@@ -62,7 +62,7 @@ def test_where_auto_takes_torchs_code_our_own_is_compared_as_well(run):
     with fastrnn.use_backend("aten"):
         status, out, err = run()
     assert status == 0, out
-    assert "that is torch's own code, so again with 'reference', 3 steps" in out
+    assert "that is torch's own code, so again with 'rows', 3 steps" in out
     assert "step 3/3" in err
 
 
@@ -111,7 +111,7 @@ def test_a_fault_of_our_own_backend_alone_is_told(run, monkeypatch):
 
     def broken(model, *, backend):
         model = convert(model, backend=backend)
-        if backend == "reference":
+        if backend == "rows":
             scale_a_gradient(model.lstm)
         return model
 
@@ -119,7 +119,7 @@ def test_a_fault_of_our_own_backend_alone_is_told(run, monkeypatch):
     with fastrnn.use_backend("aten"):
         status, out, _ = run()
     assert status == 1
-    assert "backend reference: gradient of lstm.weight_hh_l0" in out
+    assert "backend rows: gradient of lstm.weight_hh_l0" in out
 
 
 def test_means_that_drift_apart_are_told(char_lm):
