@@ -23,8 +23,7 @@ LOOPS: dict[str, ModuleType] = {"rnn_tanh": elman, "rnn_relu": elman, "lstm": ls
 
 def run(
     cell: str, steps: Steps, x: Tensor, hx: tuple[Tensor, ...], weights: Weights, *, save: bool
-,
-) -> tuple[Tensor, ...]:  # fmt: skip
+) -> tuple[Tensor, ...]:
     """Output (N, H) and final states (B, H); x is (N, I), each of hx (B, H)."""
     if torch._C._are_functorch_transforms_active():  # of which nothing in place knows
         return written_out.run(cell, steps, x, hx, weights)

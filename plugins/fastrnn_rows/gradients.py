@@ -43,9 +43,9 @@ class StepGradients(NamedTuple):
     """Of the loop back through time."""
 
     d_gates_x: Tensor
-    """(N, K*H): of W_ih x + b_ih; in the order of gates that is `direction.ORDER`'s."""
+    """(N, K*H): of W_ih x + b_ih; of a GRU in the order n, r, z."""
     d_gates_h: Tensor
-    """(N, K*H): of W_hh h + b_hh; the same tensor for all cells but a GRU."""
+    """(N, K*H): of W_hh h + b_hh, in torch's order; the same tensor for all cells but a GRU."""
     d_h0: Tensor
     """(B, H)"""
     d_c0: Tensor | None = None

@@ -28,7 +28,7 @@ def forward(
     cell: str, steps: Steps, gates_x: Tensor, hx: Sequence[Tensor], weight_hh: Tensor,
     bias_hh: Tensor | None, save: bool,
 ) -> Made:  # fmt: skip
-    """See `gradients.Recurrence`; saved are the gates, and W_hn h + b_hn."""
+    """See `gradients`; saved are the gates, and W_hn h + b_hn."""
     h = hx[0].clone()
     hidden = h.shape[1]
     of_gates, of_n = weight_hh[: 2 * hidden].mT, weight_hh[2 * hidden :].mT
