@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from fastrnn.benchmark import Axes, Case, Peer, Preset
 from fastrnn.calls import make_request
+from fastrnn.cell_modules import GRU, CellRNN
 from fastrnn.modules import LSTM, RNN
+from fastrnn.request import GATES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from fastrnn.recurrent import Recurrent
     from fastrnn.request import Request
 
 BASELINE = "torch.nn"
@@ -30,6 +33,8 @@ MODES = {
 }
 """What `--mode` may be, and the modes of cases that it stands for."""
 CELLS = ["lstm", "rnn_tanh"]
+OF_TORCH = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+"""The cells that torch.nn has."""
 
 PRESETS = (
     Preset(
@@ -100,15 +105,15 @@ class CellLoop(nn.Module):
         cells: list[nn.Module] = []
         for slot in range(case.layers * self.directions):
             inputs = case.I if slot < self.directions else case.H * self.directions
-            cells.append(
-                nn.LSTMCell(inputs, case.H)
-                if self.is_lstm
-                else nn.RNNCell(inputs, case.H, nonlinearity=case.cell.removeprefix("rnn_"))
-            )
+            if case.cell in ("lstm", "gru"):
+                cells.append((nn.LSTMCell if self.is_lstm else nn.GRUCell)(inputs, case.H))
+            else:
+                nonlinearity = case.cell.removeprefix("rnn_")
+                cells.append(nn.RNNCell(inputs, case.H, nonlinearity=nonlinearity))
         self.cells = nn.ModuleList(cells)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | tuple[Tensor, Tensor]]:
-        """Run x (T, B, I) from zero states, as torch.nn.LSTM and torch.nn.RNN do."""
+        """Run x (T, B, I) from zero states, as torch.nn's layers do."""
         finals: list[tuple[Tensor, ...]] = []
         outputs: list[Tensor] = []
         for slot, cell in enumerate(self.cells):
@@ -140,8 +145,9 @@ class CellLoop(nn.Module):
 def baseline(case: Case) -> nn.Module:
     """torch.nn's layer for a case, with torch's own random weights."""
     sizes = (case.I, case.H, case.layers)
-    if case.cell == "lstm":
-        return placed(nn.LSTM(*sizes, bidirectional=case.bidirectional), case)
+    if case.cell in ("lstm", "gru"):
+        kind = nn.LSTM if case.cell == "lstm" else nn.GRU
+        return placed(kind(*sizes, bidirectional=case.bidirectional), case)
     nonlinearity = case.cell.removeprefix("rnn_")
     layer = nn.RNN(*sizes, nonlinearity=nonlinearity, bidirectional=case.bidirectional)
     return placed(layer, case)
@@ -154,26 +160,26 @@ def cell_loop(case: Case) -> nn.Module:
 
 def torch_lacks(case: Case) -> list[str]:
     """Why torch.nn has nothing for a case."""
-    return [] if case.cell in ("lstm", "rnn_tanh", "rnn_relu") else [f"torch.nn has no {case.cell}"]
+    return [] if case.cell in OF_TORCH else [f"torch.nn has no {case.cell}"]
 
 
 PEERS = (
-    Peer(BASELINE, "torch.nn.LSTM and torch.nn.RNN, the baseline", baseline, torch_lacks),
+    Peer(BASELINE, "torch.nn.LSTM, GRU and RNN, the baseline", baseline, torch_lacks),
     Peer(LOOP, "a Python loop over torch.nn's cells", cell_loop, torch_lacks),
 )
 
 
-def layer(case: Case, backend: str) -> LSTM | RNN:
+def layer(case: Case, backend: str) -> Recurrent:
     """The layer of fastrnn for a case."""
-    if case.cell == "lstm":
-        built: LSTM | RNN = LSTM(
-            case.I, case.H, case.layers, bidirectional=case.bidirectional, backend=backend
-        )
+    sizes = (case.I, case.H, case.layers)
+    built: Recurrent
+    how: dict[str, Any] = {"bidirectional": case.bidirectional, "backend": backend}
+    if case.cell in ("lstm", "gru"):
+        built = (LSTM if case.cell == "lstm" else GRU)(*sizes, **how)
+    elif case.cell in GATES:
+        built = RNN(*sizes, nonlinearity=case.cell.removeprefix("rnn_"), **how)
     else:
-        built = RNN(
-            case.I, case.H, case.layers, nonlinearity=case.cell.removeprefix("rnn_"),
-            bidirectional=case.bidirectional, backend=backend,
-        )  # fmt: skip
+        built = CellRNN(case.cell, *sizes, **how)
     placed(built, case)
     return built
 

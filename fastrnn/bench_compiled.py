@@ -39,6 +39,18 @@ def lstm(
     return o.sigmoid() * c.tanh(), c
 
 
+def gru(
+    x: Tensor, state: tuple[Tensor], W_ih: Tensor, W_hh: Tensor, b_ih: Tensor, b_hh: Tensor
+) -> tuple[Tensor]:
+    """A step of a GRU: x (B, I), h (B, H)."""
+    (h,) = state
+    r_x, z_x, n_x = linear(x, W_ih, b_ih).chunk(3, -1)
+    r_h, z_h, n_h = linear(h, W_hh, b_hh).chunk(3, -1)
+    z = (z_x + z_h).sigmoid()
+    n = (n_x + (r_x + r_h).sigmoid() * n_h).tanh()
+    return ((1 - z) * n + z * h,)
+
+
 def rnn_tanh(
     x: Tensor, state: tuple[Tensor], W_ih: Tensor, W_hh: Tensor, b_ih: Tensor, b_hh: Tensor
 ) -> tuple[Tensor]:
@@ -55,6 +67,7 @@ def rnn_relu(
 
 STEPS: dict[str, Callable[..., tuple[Tensor, ...]]] = {
     "lstm": lstm,
+    "gru": gru,
     "rnn_tanh": rnn_tanh,
     "rnn_relu": rnn_relu,
 }

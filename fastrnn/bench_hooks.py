@@ -14,7 +14,6 @@ from fastrnn.benchmark import Axes, Peer, Preset
 from fastrnn.cli_common import DTYPES
 from fastrnn.discovery import as_problem, reason
 from fastrnn.plugins import registry
-from fastrnn.request import GATES
 
 DEVICES = ("cpu", "cuda")
 
@@ -79,10 +78,11 @@ def _check_axes(preset: Preset) -> None:
     axes = Axes(*preset.axes)
     if not all(axes):
         raise ValueError(f"preset {preset.name!r}: an axis is empty: {axes}")
-    unknown = [cell for cell in axes.cell if cell not in GATES]
+    known = registry().cells
+    unknown = [cell for cell in axes.cell if cell not in known]
     if unknown:
         raise ValueError(
-            f"preset {preset.name!r}: no cell {unknown[0]!r}; expected one of {', '.join(GATES)}"
+            f"preset {preset.name!r}: no cell {unknown[0]!r}; expected one of {', '.join(known)}"
         )
     for dtype in preset.dtypes:
         if dtype not in DTYPES:

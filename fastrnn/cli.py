@@ -102,7 +102,7 @@ def _parser() -> Parser:
 
 def _add_explain_arguments(parser: Parser) -> None:
     size = integer(1)
-    parser.add_argument("--cell", type=cli_common.any_cell, default="lstm", metavar="NAME")
+    parser.add_argument("--cell", type=cli_common.cell, default="lstm", metavar="NAME")
     parser.add_argument("--T", type=size, default=100, metavar="N", help="steps")
     parser.add_argument("--B", type=size, default=32, metavar="N", help="rows of the batch")
     parser.add_argument("--I", type=size, default=256, metavar="N", help="inputs")

@@ -14,7 +14,6 @@ from fastrnn.cli_common import comma_separated, integer, print_json
 from fastrnn.machine import present_devices
 from fastrnn.plugins import registry
 from fastrnn.progress import Progress
-from fastrnn.request import GATES
 from fastrnn.tables import table
 from fastrnn.tune import tune
 
@@ -61,7 +60,8 @@ def _add_problem_arguments(parser: Parser) -> None:
     preset = _known("preset", bench_hooks.presets)
     parser.add_argument("--preset", type=preset, default="quick", metavar="NAME", help=what)
     cell, backend = comma_separated(cli_common.cell), comma_separated(cli_common.backend)
-    parser.add_argument("--cell", type=cell, metavar="NAME,...", help=", ".join(GATES))
+    what = "lstm, gru, rnn_tanh, ..., or a plugin's (see fastrnn plugins)"
+    parser.add_argument("--cell", type=cell, metavar="NAME,...", help=what)
     for name, what in (("T", "steps"), ("B", "rows of the batch"), ("H", "hidden units")):
         parser.add_argument(f"--{name}", type=sizes, metavar="N,...", help=what)
     parser.add_argument("--I", type=integer(1), metavar="N", help="inputs (default: as H)")

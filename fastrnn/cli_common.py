@@ -13,7 +13,6 @@ import torch
 
 from fastrnn.dispatch import AUTO
 from fastrnn.plugins import registry
-from fastrnn.request import GATES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,13 +69,6 @@ def arch(text: str) -> str:
 
 
 def cell(text: str) -> str:
-    """The name of a cell that every backend knows."""
-    if text not in GATES:
-        raise _wrong(f"one of {', '.join(GATES)}", text)
-    return text
-
-
-def any_cell(text: str) -> str:
     """A cell's name, a plugin's too."""
     if text not in registry().cells:
         raise _wrong(f"one of {', '.join(registry().cells)}", text)

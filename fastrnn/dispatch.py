@@ -242,7 +242,8 @@ def _with_measurements(
 ) -> tuple[Candidate, ...]:
     """The candidates with measured costs in place of their estimates: all of them, or none."""
     current = registry()
-    costs = measured.lookup(request, measured.competitors(candidates, current.plugins))
+    able = measured.competitors(candidates, current.plugins, request.cell)
+    costs = measured.lookup(request, able)
 
     def cost_of(candidate: Candidate) -> Cost | None:
         known, estimate = costs.get(candidate.name), candidate.cost

@@ -21,11 +21,11 @@ import torch
 from fastrnn import roofline
 from fastrnn.discovery import describe
 from fastrnn.machine import CACHE_VARIABLE, Machine, cache_directory, machine
-from fastrnn.request import GATES, Cost, Request
+from fastrnn.request import Cost, Request
 from fastrnn.storage import locked, write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from fastrnn.discovery import PluginRecord
     from fastrnn.request import Candidate
@@ -47,7 +47,7 @@ class Timing(NamedTuple):
     seconds: float
     """Median of one call."""
     version: str
-    """Name and version of the distribution that the backend is from."""
+    """Name and version of the distribution that the backend is from; see `versions`."""
     date: str
     """When, UTC, in ISO format."""
 
@@ -111,26 +111,35 @@ def reset() -> None:
     _stores.clear()
 
 
-def versions(plugins: Iterable[PluginRecord]) -> dict[str, str]:
-    """Name and version of the distribution of every backend that is from one.
+def versions(plugins: Sequence[PluginRecord], cell: str) -> dict[str, str]:
+    """Name and version of the distributions of every backend that is from one, and of the cell.
 
-    A backend registered from Python is left out: nothing says whether its code is still the same.
+    What is registered from Python is left out, of such a cell every backend: nothing says whether
+    its code is still the same.
     """
-    return {
-        backend: f"{plugin.distribution} {plugin.version}"
-        for plugin in plugins
-        if plugin.distribution
-        for backend in plugin.backends
-    }
+    of_cell = ""
+    for plugin in plugins:
+        if cell in plugin.cells:
+            if not plugin.distribution:
+                return {}
+            of_cell = f"{plugin.distribution} {plugin.version}"
+    found = {}
+    for plugin in plugins:
+        own = f"{plugin.distribution} {plugin.version}"
+        text = own if of_cell in ("", own) else f"{own}, {of_cell}"
+        found.update(dict.fromkeys(plugin.backends if plugin.distribution else (), text))
+    return found
 
 
-def competitors(candidates: Iterable[Candidate], plugins: Iterable[PluginRecord]) -> dict[str, str]:
+def competitors(
+    candidates: Iterable[Candidate], plugins: Sequence[PluginRecord], cell: str
+) -> dict[str, str]:
     """The backends that `auto` has to compare, each with its version as in `versions`, or empty.
 
     Those that can run the request, but for one that charges infinity: it does not want to be
     chosen, whatever it was measured to take.
     """
-    known = versions(plugins)
+    known = versions(plugins, cell)
     return {
         candidate.name: known.get(candidate.name, "")
         for candidate in candidates
@@ -311,8 +320,8 @@ def _kind_of_record(record: dict[str, Any]) -> Request:
     known = {**Request._field_defaults, **record}
     same = {name: known[name] for name in _SAME}
     dtype = getattr(torch, same["dtype"])
-    if not isinstance(dtype, torch.dtype) or same["cell"] not in GATES:
-        raise ValueError(f"a problem has an unknown dtype or cell: {reprlib.repr(record)}")
+    if not isinstance(dtype, torch.dtype) or not isinstance(same["cell"], str):
+        raise ValueError(f"a problem has no dtype or no cell: {reprlib.repr(record)}")
     return Request(**{**same, "dtype": dtype, "seq_len": None, "batch": None, **_IMMATERIAL})
 
 

@@ -93,7 +93,7 @@ def tune(
                 for row in rows
                 if row.is_backend and row.status != "cannot run"
             }
-            version = measured.versions(plugins)
+            version = measured.versions(plugins, case.cell)
             current = measured.remember(decision.request, seconds, version, keep=keep)
             if keep:
                 outcome.path = current.path
@@ -102,7 +102,7 @@ def tune(
         after = [decide(request) for request in requests]
         for case, old, new in zip(cases, before, after, strict=True):
             outcome.choices.append(Choice(case, old.backend, new.backend))
-            for name in _missing(new, measured.competitors(new.candidates, plugins)):
+            for name in _missing(new, measured.competitors(new.candidates, plugins, case.cell)):
                 outcome.missing[name] = outcome.missing.get(name, 0) + 1
     finally:
         clear_decisions()

@@ -70,7 +70,7 @@ def row_of(rows, implementation):
 
 
 @pytest.mark.parametrize("mode", ["forward", "inference", "train"])
-@pytest.mark.parametrize("cell", ["lstm", "rnn_tanh", "rnn_relu"])
+@pytest.mark.parametrize("cell", bench_cases.OF_TORCH)
 @pytest.mark.parametrize(("layers", "bidirectional"), [(1, False), (2, True)])
 def test_every_implementation_is_right_and_timed(cell, mode, layers, bidirectional):
     case = CASE._replace(cell=cell, mode=mode, layers=layers, bidirectional=bidirectional)
@@ -88,9 +88,11 @@ def test_every_implementation_is_right_and_timed(cell, mode, layers, bidirection
     assert failures(rows, None) == []
 
 
-def test_a_cell_that_torch_lacks_has_no_baseline():
-    rows = measure([CASE._replace(cell="rnn_sigmoid")], repeats=1)
-    assert row_of(rows, "torch.nn").reason == "torch.nn has no rnn_sigmoid"
+@pytest.mark.parametrize("cell", ["rnn_sigmoid", "peephole_lstm"])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_cell_that_torch_lacks_has_no_baseline(cell, layers):
+    rows = measure([CASE._replace(cell=cell, layers=layers, bidirectional=True)], repeats=1)
+    assert row_of(rows, "torch.nn").reason == f"torch.nn has no {cell}"
     assert row_of(rows, "cell loop").status == "cannot run"
     reference = row_of(rows, "reference")
     assert reference.status == "ok"
@@ -141,10 +143,10 @@ def tuned():
     request = bench_cases.request_for(CASE)
     decision = dispatch.decide(request)
     found = plugins.registry()
-    able = measured.competitors(decision.candidates, found.plugins)
+    able = measured.competitors(decision.candidates, found.plugins, CASE.cell)
     other = next(name for name in able if name != decision.backend)
     seconds = {name: 1e-6 if name == other else 1.0 for name in able}
-    measured.remember(request, seconds, measured.versions(found.plugins), keep=True)
+    measured.remember(request, seconds, measured.versions(found.plugins, CASE.cell), keep=True)
     dispatch.clear_decisions()
     return decision.backend, other
 

@@ -35,7 +35,7 @@ def row_of(case):
 
 
 @pytest.mark.parametrize("mode", ["forward", "inference", "train"])
-@pytest.mark.parametrize("cell", ["lstm", "rnn_tanh", "rnn_relu"])
+@pytest.mark.parametrize("cell", bench_cases.OF_TORCH)
 def test_it_is_torchs_layer_and_one_graph_does_for_all_steps(graphs, cell, mode):
     row = row_of(CASE._replace(cell=cell, mode=mode))
     assert (row.status, row.reason) == ("ok", "")

@@ -245,7 +245,7 @@ def test_explain_of_a_compiled_call_knows_no_sizes(run):
         ("explain --backend x,auto", "argument --backend: got 'x', expected one of reference, "),
         ("explain --frobnicate", "unrecognized arguments: --frobnicate"),
         ("bench --T 5,x", "argument --T: got 'x', expected an integer of at least 1"),
-        ("bench --cell lstm,gru", "argument --cell: got 'gru', expected one of lstm, rnn_tanh"),
+        ("bench --cell lstm,gruu", "argument --cell: got 'gruu', expected one of lstm, rnn_tanh"),
         ("bench --backends auto", "argument --backends: got 'auto', expected one of reference"),
         ("bench --preset huge", "argument --preset: got 'huge', expected a preset: quick, cpu"),
         ("bench --device tpu", "argument --device: got 'tpu', expected cpu"),

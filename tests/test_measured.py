@@ -50,16 +50,27 @@ def test_versions_are_those_of_the_distributions():
         PluginRecord("p", "dist", "1.2", backends=("a", "b")),
         PluginRecord("q", "", "", backends=("c",)),  # registered from Python
         PluginRecord("r", "gone", "3", state="failed"),
+        PluginRecord("s", "cells", "4", cells=("theirs",)),
+        PluginRecord("t", "dist", "1.2", cells=("own",)),
+        PluginRecord("u", "", "", cells=("here",)),
     ]
-    assert measured.versions(records) == {"a": "dist 1.2", "b": "dist 1.2"}
-    assert measured.versions(plugins.registry().plugins).keys() >= {"reference", "aten", "triton"}
+    for cell in ("lstm", "own"):
+        assert measured.versions(records, cell) == {"a": "dist 1.2", "b": "dist 1.2"}
+    theirs = "dist 1.2, cells 4"
+    assert measured.versions(records, "theirs") == {"a": theirs, "b": theirs}
+    assert measured.versions(records, "here") == {}
+    for cell in ("lstm", "gru"):
+        found = measured.versions(plugins.registry().plugins, cell)
+        assert found.keys() >= {"reference", "aten", "triton"}
+        assert "," not in found["reference"]
     candidates = [
         Candidate("a", (), Cost(1.0, "")),
         Candidate("b", ("no",), None),
         Candidate("c", (), Cost(2.0, "")),
         Candidate("d", (), Cost(math.inf, "never by auto")),
     ]
-    assert measured.competitors(candidates, records) == {"a": "dist 1.2", "c": ""}
+    assert measured.competitors(candidates, records, "lstm") == {"a": "dist 1.2", "c": ""}
+    assert measured.competitors(candidates, records, "here") == {"a": "", "c": ""}
 
 
 def test_all_that_can_run_are_measured_or_none_counts():

@@ -100,7 +100,7 @@ DAMAGES = {
     "deep": lambda text: b"[" * 100_000,
     "no backends": damage(lambda problem: problem.pop("backends")),
     "no cell": damage(lambda problem: problem.pop("cell")),
-    "cell": damage(lambda problem: problem.update(cell="gru")),
+    "cell": damage(lambda problem: problem.update(cell=["gru"])),
     "dtype": damage(lambda problem: problem.update(dtype="float33")),
     "not a dtype": damage(lambda problem: problem.update(dtype="nn")),
     "unhashable": damage(lambda problem: problem.update(threads=[1])),

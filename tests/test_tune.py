@@ -70,8 +70,11 @@ def other(monkeypatch):
     plugins.register(Plugin(), name="others")
     versions = measured.versions
 
-    def with_other(records):
-        return {**versions(records), **({"other": backend.version} if backend.version else {})}
+    def with_other(records, cell):
+        return {
+            **versions(records, cell),
+            **({"other": backend.version} if backend.version else {}),
+        }
 
     monkeypatch.setattr(measured, "versions", with_other)
     yield backend
