@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastrnn
 from fastrnn.testing import conformance
-from fastrnn_rows import direction
+from fastrnn_rows import direction, laid_out
 from fastrnn_rows.steps import Steps
 
 CELLS = {
@@ -240,15 +240,20 @@ def test_where_rows_are(lengths: list[int]) -> None:
         assert torch.equal(entered - later, torch.full_like(later, 100 * one))
 
 
-@pytest.mark.parametrize("needs_grad", [False, True])
-def test_auto_takes_it_for_training(needs_grad: bool) -> None:
-    with torch.set_grad_enabled(needs_grad):
-        for kind in (fastrnn.GRU, fastrnn.RNN):
-            layer = kind(64, 64)
-            for rows in (torch.empty(100, 8, 64), pack_padded_sequence(
-                torch.empty(100, 8, 64), [100, 90, 80, 70, 60, 50, 40, 30]
-            )):  # fmt: skip
-                assert (fastrnn.explain(layer, rows).backend == "rows") == needs_grad
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("kind", [fastrnn.GRU, fastrnn.RNN])
+@pytest.mark.parametrize("hidden", [64, 256])
+def test_auto_takes_it_for_training_and_where_the_product_of_a_step_counts(kind, hidden, packed):
+    rows = torch.empty(100, 8, hidden)
+    if packed:
+        rows = pack_padded_sequence(rows, [100, 90, 80, 70, 60, 50, 40, 30])
+    layer = kind(hidden, hidden)
+    assert fastrnn.explain(layer, rows).backend == "rows"
+    with torch.no_grad():
+        # in small layers what a step has beside its product counts, of which ATen's loop, in C++,
+        # has less, unless it slices packed rows
+        takes = hidden == 256 or (packed and kind is fastrnn.RNN)
+        assert (fastrnn.explain(layer, rows).backend == "rows") == takes
 
 
 @pytest.mark.parametrize(
@@ -280,3 +285,68 @@ def test_the_dtypes_must_agree_as_they_must_in_torch() -> None:
 def test_conforms(check: conformance.Check) -> None:
     outcome = conformance.perform(check, conformance.subject("rows", "cpu"))
     assert outcome.status in ("passed", "not claimed"), outcome.text
+
+
+# Weights that lie in memory otherwise than the parameter: by steps and rows enough, and by size.
+@pytest.mark.parametrize(
+    ("T", "B", "H", "turned", "spread"),
+    [
+        (15, 4, 20, False, False),
+        (16, 4, 20, True, False),
+        (16, 3, 20, False, False),
+        (200, 1, 20, False, False),  # float64
+        (16, 5, 280, True, False),  # in strips, the last one short
+        (16, 33, 512, True, True),
+        (15, 33, 512, False, False),
+        (16, 31, 512, True, False),
+    ],
+)
+@pytest.mark.parametrize("cell", CELLS)
+def test_copies_of_weights_change_no_result(cell, T, B, H, turned, spread, monkeypatch):
+    made = []
+    for name in ("turned", "spread"):
+        copy = getattr(laid_out, name)
+        monkeypatch.setattr(
+            laid_out, name, lambda weight, name=name, copy=copy: made.append(name) or copy(weight)
+        )
+    theirs, ours = modules(cell, 3, H)
+    x = torch.randn(T, B, 3, generator=torch.Generator().manual_seed(3)).double()
+    assert_same(results(ours, x), results(theirs, x))
+    assert made == [*["turned"] * turned, *["spread"] * spread]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (64, 64), (65, 130), (800, 200), (300, 513)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_copies_of_weights_are_the_weights(shape, dtype):
+    for weight in (torch.randn(shape, dtype=dtype), torch.randn(shape[::-1], dtype=dtype).mT):
+        assert torch.equal(laid_out.turned(weight), weight.mT)
+        assert torch.equal(laid_out.spread(weight), weight)
+        for copy in (laid_out.turned(weight), laid_out.spread(weight)):
+            assert copy.stride() == (copy.shape[1] + laid_out.GAP, 1)
+
+
+def test_rows_that_end_count_for_what_they_are():
+    """Sixteen steps of four rows on average, or fewer."""
+    weight = torch.randn(20, 20)
+    for sizes, copied in (([7] + [4] * 14 + [1], True), ([4] * 15 + [3], False)):
+        found = laid_out.forward(weight, Steps(sizes, reverse=False))
+        assert (found.data_ptr() != weight.data_ptr()) == copied
+    single = Steps([1] * 64, reverse=False)
+    assert laid_out.forward(weight, single).data_ptr() != weight.data_ptr()
+    assert laid_out.forward(weight.double(), single).stride() == (1, 20)
+    assert laid_out.forward(weight, Steps([1] * 63, reverse=False)).stride() == (1, 20)
+    for rows, copied in ((7, False), (8, True)):
+        assert laid_out.turns(2000, 1000, 4, 16, rows) == copied
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_what_gradients_are_made_of_is_left_as_it_was(cell):
+    _, ours = modules(cell, 3, 4)
+    x = torch.randn(20, 5, 3).double()
+    output, final = ours(x)
+    made = (output, *(final if isinstance(final, tuple) else (final,)))
+    upstream = [torch.randn_like(each) for each in made]
+    before = [each.clone() for each in (x, *made, *upstream, *ours.parameters())]
+    torch.autograd.grad(made, list(ours.parameters()), upstream)
+    after = (x, *made, *upstream, *ours.parameters())
+    assert all(map(torch.equal, before, after))

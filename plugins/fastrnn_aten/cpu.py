@@ -76,7 +76,8 @@ def _packed_loop(request: Request) -> float:
     if request.needs_grad:
         gates = request.gates * request.hidden_size * request.dtype.itemsize
         step = PACKED_STEP_TRAINING + packed_rows(request) * gates / SLICED
-    return _loop(request, cpu_step(request) / 2) + loop * step
+    share = 0.5 if rows(request) > 1 else 1.0  # a single row ends with the last step
+    return _loop(request, share * cpu_step(request)) + loop * step
 
 
 def packed_rows(request: Request) -> float:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fastrnn_rows import elman, gru, lstm, written_out
+from fastrnn_rows import elman, gru, laid_out, lstm, written_out
 from fastrnn_rows.gradients import Weights
 
 if TYPE_CHECKING:
@@ -15,9 +15,11 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from fastrnn_rows.gradients import StepGradients
+    from fastrnn_rows.gradients import Made, StepGradients
     from fastrnn_rows.steps import Steps
 
+_unrecorded = torch._C._AutoDispatchBelowAutograd
+"""Where nothing is recorded anyway, operations take a third less without looking whether it is."""
 LOOPS: dict[str, ModuleType] = {"rnn_tanh": elman, "rnn_relu": elman, "lstm": lstm, "gru": gru}
 
 
@@ -31,10 +33,17 @@ def run(
         c0 = hx[1] if len(hx) > 1 else None
         apply: Callable[..., tuple[Tensor, ...]] = _Direction.apply
         return apply(cell, steps, x, hx[0], c0, *weights)
-    loop = LOOPS[cell].forward(
-        cell, steps, _projected(cell, x, weights), hx, weights.hh, weights.bias_hh, False
-    )
-    return (loop.output, *loop.final)
+    made = _loop(cell, steps, x, hx, weights, save=False)
+    return (made.output, *made.final)
+
+
+def _loop(
+    cell: str, steps: Steps, x: Tensor, hx: tuple[Tensor, ...], weights: Weights, *, save: bool
+) -> Made:
+    with _unrecorded():
+        gates_x, turned = _projected(cell, x, weights), laid_out.forward(weights.hh, steps)
+        forward: Callable[..., Made] = LOOPS[cell].forward
+        return forward(cell, steps, gates_x, hx, turned, weights.bias_hh, save)
 
 
 def _projected(cell: str, x: Tensor, weights: Weights) -> Tensor:
@@ -57,8 +66,7 @@ class _Direction(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:  # fmt: skip
         own = Weights(*weights)  # type: ignore[arg-type] # the first two are never None
         hx = (h0,) if c0 is None else (h0, c0)
-        gates_x = _projected(cell, x, own)
-        made = LOOPS[cell].forward(cell, steps, gates_x, hx, own.hh, own.bias_hh, True)
+        made = _loop(cell, steps, x, hx, own, save=True)
         ctx.save_for_backward(x, h0, c0, *own, made.output, *made.saved)
         ctx.what = cell, steps
         ctx.set_materialize_grads(False)
@@ -77,10 +85,12 @@ class _Direction(torch.autograd.Function):
             return None, None, *_differentiable(cell, steps, inputs, grads)
         d_output, *d_final = grads
         hx = (h0,) if c0 is None else (h0, c0)
-        if d_output is None:
-            d_output = output.new_zeros(()).expand_as(output)
-        made = LOOPS[cell].backward(cell, steps, d_output, d_final, output, saved, hx, own.hh)
-        return None, None, *_sums(cell, steps, x, h0, output, own, made, ctx.needs_input_grad)
+        with _unrecorded():
+            if d_output is None:
+                d_output = output.new_zeros(()).expand_as(output)
+            weight = laid_out.backward(own.hh, steps)
+            made = LOOPS[cell].backward(cell, steps, d_output, d_final, output, saved, hx, weight)
+            return None, None, *_sums(cell, steps, x, h0, output, own, made, ctx.needs_input_grad)
 
 
 def _sums(

@@ -29,18 +29,18 @@ _threshold_ = torch.ops.aten.threshold_backward.grad_input
 
 
 def forward(
-    cell: str, steps: Steps, gates_x: Tensor, hx: Sequence[Tensor], weight_hh: Tensor,
+    cell: str, steps: Steps, gates_x: Tensor, hx: Sequence[Tensor], turned: Tensor,
     bias_hh: Tensor | None, save: bool,
 ) -> Made:  # fmt: skip
     """See `gradients`."""
-    activation, weight = ACTIVATIONS[cell], weight_hh.mT
-    h = hx[0]
-    steps.add_to_first_(gates_x, h @ weight)
-    for shared, a in steps.walk(gates_x):
-        if steps.equal and shared:  # the same without a look at either, which takes longer
-            a.addmm_(h, weight)
-        elif shared:
-            top(a, shared).addmm_(top(h, shared), weight)
+    activation, h = ACTIVATIONS[cell], hx[0]
+    steps.add_to_first_(gates_x, h @ turned)
+    for before, rows, a in steps.walk(gates_x):
+        if before == rows:
+            a.addmm_(h, turned)
+        elif before:
+            shared = min(before, rows)
+            top(a, rows, shared).addmm_(top(h, before, shared), turned)
         h = activation(a)
     return Made(gates_x, (steps.last(gates_x),), ())
 
@@ -50,30 +50,18 @@ def backward(
     saved: Sequence[Tensor], hx: Sequence[Tensor], weight_hh: Tensor,
 ) -> StepGradients:  # fmt: skip
     """See `gradients`."""
-    is_tanh = cell == "rnn_tanh"
-    if is_tanh:
-        d_gates = torch.addcmul(output.new_ones(()), output, output, value=-1)  # f', to begin with
-    else:
-        d_gates = torch.empty_like(output)
+    d_gates = d_output.clone(memory_format=torch.contiguous_format)  # dL/dh, to begin with
     if d_final[0] is not None:
-        d_output = d_output.clone()
-        steps.add_to_last_(d_output, d_final[0])
+        steps.add_to_last_(d_gates, d_final[0])
+    is_tanh = cell == "rnn_tanh"
+    slope = torch.addcmul(output.new_ones(()), output, output, value=-1) if is_tanh else output
     later = d_gates
-    for shared, d, own, h in steps.walk(d_output, d_gates, output, back=True):
-        if steps.equal and shared:
-            d_h = torch.addmm(d, later, weight_hh)
-        else:
-            d_h = _arriving(d, later, shared, weight_hh)
-        # of relu a gradient must end where it is 0, though it be infinite
-        later = own.mul_(d_h) if is_tanh else _threshold_(d_h, h, 0, grad_input=own)
+    for before, rows, d, f in steps.walk(d_gates, slope, back=True):
+        if before == rows:
+            d.addmm_(later, weight_hh)
+        elif before:
+            shared = min(before, rows)
+            top(d, rows, shared).addmm_(top(later, before, shared), weight_hh)
+        # of relu a gradient must end where h is 0, though it be infinite
+        later = d.mul_(f) if is_tanh else _threshold_(d, f, 0, grad_input=d)
     return StepGradients(d_gates, d_gates, steps.first(d_gates) @ weight_hh)
-
-
-def _arriving(d: Tensor, later: Tensor, shared: int, weight_hh: Tensor) -> Tensor:
-    """dL/dh(t): dL/doutput(t), and W_hh^T dL/da(t+1) in the rows that both steps have."""
-    if shared == len(d):
-        return torch.addmm(d, top(later, shared), weight_hh)
-    d = d.clone()
-    if shared:
-        d[:shared].addmm_(later, weight_hh)
-    return d

@@ -1,8 +1,9 @@
 """What a time loop is given and returns, forward and back; one module for each cell.
 
-`forward(cell, steps, gates_x, hx, weight_hh, bias_hh, save) -> Made` may write over gates_x,
-(N, K*H). `backward(cell, steps, d_output, d_final, output, saved, hx, weight_hh) -> StepGradients`
-writes over nothing; d_final are dL/dh_n and dL/dc_n, or None.
+`forward(cell, steps, gates_x, hx, turned, bias_hh, save) -> Made` may write over gates_x, (N, K*H);
+turned is W_hh^T, (H, K*H). `backward(cell, steps, d_output, d_final, output, saved, hx, weight_hh)
+-> StepGradients` writes over nothing; d_final are dL/dh_n and dL/dc_n, or None. How the weights lie
+in memory is up to `laid_out`.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fastrnn_rows.gradients import Made, StepGradients, state_gradient
-from fastrnn_rows.steps import top
+from fastrnn_rows.steps import entering, top
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,26 +25,25 @@ if TYPE_CHECKING:
 
 
 def forward(
-    cell: str, steps: Steps, gates_x: Tensor, hx: Sequence[Tensor], weight_hh: Tensor,
+    cell: str, steps: Steps, gates_x: Tensor, hx: Sequence[Tensor], turned: Tensor,
     bias_hh: Tensor | None, save: bool,
 ) -> Made:  # fmt: skip
     """See `gradients`; saved are the gates, and W_hn h + b_hn."""
-    h = hx[0].clone()
+    h = hx[0]
     hidden = h.shape[1]
-    of_gates, of_n = weight_hh[: 2 * hidden].mT, weight_hh[2 * hidden :].mT
+    of_gates, of_n = turned[:, : 2 * hidden], turned[:, 2 * hidden :]
     bias = h.new_zeros(hidden) if bias_hh is None else bias_hh[2 * hidden :]
     output = gates_x.new_empty(len(gates_x), hidden)
     from_h = torch.empty_like(output) if save else output
-    for _, gates, r_t, z_t, n_t, from_t, h_t in steps.walk(
+    for before, rows, gates, r_t, z_t, n_t, from_t, h_t in steps.walk(
         gates_x[:, : 2 * hidden], *gates_x.chunk(3, 1), from_h, output
     ):
-        h_now = top(h, len(gates))  # with that of rows that start here
-        gates.addmm_(h_now, of_gates).sigmoid_()
-        torch.addmm(bias, h_now, of_n, out=from_t)
-        n = n_t.addcmul_(r_t, from_t).tanh_()
-        torch.lerp(n, h_now, z_t, out=h_now)
-        h_t.copy_(h_now)
-    return Made(output, (h,), (gates_x, from_h) if save else ())
+        if before != rows:
+            h = entering(h, hx[0], before, rows)
+        gates.addmm_(h, of_gates).sigmoid_()
+        torch.addmm(bias, h, of_n, out=from_t)
+        h = torch.lerp(n_t.addcmul_(r_t, from_t).tanh_(), h, z_t, out=h_t)
+    return Made(output, (steps.last(output),), (gates_x, from_h) if save else ())
 
 
 def backward(
@@ -72,8 +71,8 @@ def backward(
     flat = d_gates.flatten(1)
     of_x, of_h = flat[:, : 3 * hidden], flat[:, hidden:]
     d_h = state_gradient(d_final[0], hx[0])
-    for _, d, factors, whole, z_t in steps.walk(d_output, d_gates, of_h, z, back=True):
-        d_here = top(d_h, len(d)).add_(d)
+    for _, rows, d, factors, whole, z_t in steps.walk(d_output, d_gates, of_h, z, back=True):
+        d_here = top(d_h, steps.rows, rows).add_(d)
         factors.mul_(d_here.unsqueeze(1))
         d_here.mul_(z_t).addmm_(whole, weight_hh)
     return StepGradients(of_x, of_h, d_h)

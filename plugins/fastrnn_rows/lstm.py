@@ -25,23 +25,24 @@ if TYPE_CHECKING:
 
 
 def forward(
-    cell: str, steps: Steps, gates_x: Tensor, hx: Sequence[Tensor], weight_hh: Tensor,
+    cell: str, steps: Steps, gates_x: Tensor, hx: Sequence[Tensor], turned: Tensor,
     bias_hh: Tensor | None, save: bool,
 ) -> Made:  # fmt: skip
     """See `gradients`; saved are c after each step, and the gates."""
     h, c = hx[0], hx[1].clone()
-    weight, hidden = weight_hh.mT, c.shape[1]
-    steps.add_to_first_(gates_x, h @ weight)
+    hidden = c.shape[1]
+    steps.add_to_first_(gates_x, h @ turned)
     output = gates_x.new_empty(len(gates_x), hidden)
     cells = torch.empty_like(output) if save else output
     i, f, g, o = gates_x.chunk(4, 1)
-    for shared, a, i_f, i_t, f_t, g_t, o_t, c_t, h_t in steps.walk(
+    for before, rows, a, i_f, i_t, f_t, g_t, o_t, c_t, h_t in steps.walk(
         gates_x, gates_x[:, : 2 * hidden], i, f, g, o, cells, output
     ):
-        if shared:
-            top(a, shared).addmm_(top(h, shared), weight)
+        if before:
+            shared = min(before, rows)
+            top(a, rows, shared).addmm_(top(h, before, shared), turned)
         i_f.sigmoid_()  # both in one go
-        c_now = top(c, len(a)).mul_(f_t).addcmul_(i_t, g_t.tanh_())
+        c_now = top(c, steps.rows, rows).mul_(f_t).addcmul_(i_t, g_t.tanh_())
         if save:
             c_t.copy_(c_now)
         h = torch.tanh(c_now, out=h_t).mul_(o_t.sigmoid_())
@@ -72,11 +73,11 @@ def backward(
     to_c = torch.addcmul(o, output, tanh_c, value=-1, out=tanh_c)
     flat = d_gates.flatten(1)
     d_h, d_c = (state_gradient(*each) for each in zip(d_final, hx, strict=True))
-    for _, d, whole, by_c, by_h, to_c_t, f_t in steps.walk(
+    for _, rows, d, whole, by_c, by_h, to_c_t, f_t in steps.walk(
         d_output, flat, d_gates[:, :3], of_o, to_c, f, back=True
     ):
-        d_here = top(d_h, len(d)).add_(d)
-        d_c_here = top(d_c, len(d)).addcmul_(d_here, to_c_t)
+        d_here = top(d_h, steps.rows, rows).add_(d)
+        d_c_here = top(d_c, steps.rows, rows).addcmul_(d_here, to_c_t)
         by_c.mul_(d_c_here.unsqueeze(1))
         by_h.mul_(d_here)
         d_c_here.mul_(f_t)

@@ -26,13 +26,15 @@ class Steps:
         sizes: (T,), rows of each step in memory.
         reverse: whether time runs backwards.
         rows: B.
+        rows_a_step: of the T steps, on average.
         equal: whether all rows have T steps.
     """
 
-    def __init__(self, sizes: Sequence[int], *, reverse: bool) -> None:
+    def __init__(self, sizes: list[int], *, reverse: bool) -> None:
         self.sizes = sizes
         self.reverse = reverse
         self.rows = sizes[0]
+        self.rows_a_step = sum(sizes) / len(sizes)
         self.equal = sizes[-1] == sizes[0]
 
     @cached_property
@@ -93,17 +95,17 @@ class Steps:
         return found.index_copy_(0, self.ends, initial)
 
     def walk(self, *sequences: Tensor, back: bool = False) -> Iterator[tuple[Any, ...]]:
-        """Of each step in turn, the rows that it shares with the one before it, and its parts.
+        """Of each step in turn, how many rows the one before it has, how many it has, its parts.
 
         Args:
             sequences: (N, ...) each.
             back: from the last step to the first.
         """
-        parts = [sequence.split(self.sizes) for sequence in sequences]  # type: ignore[no-untyped-call] # torch has not typed it
-        if self.reverse == back:
-            return zip((0, *self.sizes[1:]), *parts, strict=True)
-        shared = (0, *reversed(self.sizes[1:]))
-        return zip(shared, *(reversed(each) for each in parts), strict=True)
+        rows = self.sizes
+        parts: list[Sequence[Tensor]] = [each.split_with_sizes(rows) for each in sequences]
+        if self.reverse != back:
+            rows, parts = rows[::-1], [each[::-1] for each in parts]
+        return zip((0, *rows[:-1]), rows, *parts, strict=True)
 
     def _at_ends(self, sequence: Tensor) -> Tensor:
         return sequence[-self.rows :] if self.equal else sequence.index_select(0, self.ends)
@@ -117,6 +119,18 @@ class Steps:
             sequence.index_add_(0, self.ends, values)
 
 
-def top(part: Tensor, rows: int) -> Tensor:
-    """The first rows of a step's part; of all of them, itself, which is quicker."""
-    return part if len(part) == rows else part[:rows]
+def top(part: Tensor, there: int, rows: int) -> Tensor:
+    """The first rows of as many as are there; of all of them the same tensor, which is quicker."""
+    return part if there == rows else part[:rows]
+
+
+def entering(states: Tensor, initial: Tensor, before: int, rows: int) -> Tensor:
+    """(rows, H): the states that enter a step, of what the step before made of its rows.
+
+    Args:
+        states: (before, H), or before the first step anything.
+        initial: (B, H), of rows that start here.
+        before: rows of the step before.
+        rows: of this one.
+    """
+    return states[:rows] if rows < before else torch.cat((states[:before], initial[before:rows]))
