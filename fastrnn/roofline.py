@@ -47,3 +47,11 @@ def cpu_step(request: Request) -> float:
     """The same where weights are fetched for each product, as for those of torch and NumPy."""
     size = recurrent_weights(request) * request.dtype.itemsize
     return cpu_product(request) + (size / CPU_MEMORY if size > CPU_CACHE else 0.0)
+
+
+def beside_onednn(request: Request) -> float:
+    """`cpu_step` of an LSTM's forward pass, whose rival is oneDNN: it gains more from threads.
+
+    Two threads take as long as one for the product of a few dozen rows by BLAS, or longer.
+    """
+    return cpu_step(request._replace(threads=1))

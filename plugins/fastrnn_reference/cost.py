@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from fastrnn.cell import BUILTIN, cell_of
 from fastrnn.request import Cost, Request
-from fastrnn.roofline import CPU_BYTES, cpu_step, recurrent_weights, rows, steps
+from fastrnn.roofline import CPU_BYTES, beside_onednn, cpu_step, recurrent_weights, rows, steps
 
 CALL, CALL_TRAINING = 80e-6, 300e-6
 STEP, STEP_TRAINING = 1.9e-6, 4.3e-6
@@ -53,6 +53,8 @@ def estimate(request: Request) -> Cost:
         call = CALL_TRAINING + weights / CPU_BYTES
         why = "hand-written BPTT, weight gradients in one product"
     else:
+        if request.cell == "lstm":
+            product = beside_onednn(request)
         step, call, why = fixed + product, CALL, "a Python step loop"
     return Cost(MARGIN * (call + loop * step + _of_lengths(request)), why)
 

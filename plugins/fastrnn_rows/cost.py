@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from fastrnn.request import Cost
-from fastrnn.roofline import CPU_BYTES, cpu_step, recurrent_weights, rows, steps
+from fastrnn.roofline import CPU_BYTES, beside_onednn, cpu_step, recurrent_weights, rows, steps
 from fastrnn_rows import laid_out
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ LOOPS = {
 }
 STREAM = 8e9
 """Bytes a second of such a pass."""
-TURNING, TURNED = 2.5e9, 0.75
+TURNING, TURNED = 2.5e9, 0.8
 """Bytes a second at which W_hh is turned over, and how much less the forward product takes then."""
 UNEQUAL, UNEQUAL_TRAINING = 100e-6, 150e-6
 """Of finding where rows of different lengths end."""
@@ -53,7 +53,7 @@ def estimate(request: Request) -> Cost:
     number = steps(request) * request.directions
     share = 0.5 if unequal else 1.0
     product, size = share * cpu_step(request), request.dtype.itemsize
-    forward = product
+    forward = share * beside_onednn(request) if request.cell == "lstm" else product
     seconds = _packing(request) if request.padded else 0.0
     if _turns(request, share):
         forward *= TURNED
