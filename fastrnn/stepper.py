@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from fastrnn.modules import LSTM, RNN
 
 
+APART = 1 << 20
+"""Bytes of a GRU's weights from which reading the zeros among them, a quarter of all, takes longer
+than two more products."""
+
+
 class _Level(NamedTuple):
     """The buffers of one layer; many are views of a few of them."""
 
@@ -40,6 +45,8 @@ class _Level(NamedTuple):
     """(W + P, K*H): W_ih above W_hh, both transposed."""
     bias: Tensor
     """(K*H,): both biases."""
+    products: tuple[tuple[Tensor, Tensor, Tensor, Tensor], ...]
+    """Of which the gates are made: bias + row weight = gates, or parts of all four, views."""
     weight_hr: Tensor | None
     """(H, P), transposed."""
     h_new: Tensor
@@ -51,8 +58,8 @@ class Stepper:
 
     For control loops and for generation, where the work of a step is small beside what a call of a
     layer costs. It holds the state and all work buffers. A step of a layer is one product, [x h]
-    with [W_ih W_hh], and one to eight operations in place, plain torch whatever the `backend`. The
-    layer is run as in eval mode: there is no dropout, and zoneout mixes.
+    with [W_ih W_hh] (three of a large GRU), and one to eight operations in place, plain torch
+    whatever the `backend`. The layer is run as in eval mode: there is no dropout, zoneout mixes.
 
     Weights are copied when it is made; after they have changed, call `refresh`.
 
@@ -114,17 +121,26 @@ class Stepper:
         levels, begin = [], 0
         for layer in range(layers):
             width = P if layer else inputs
-            gates = zeros(batch, rows)
+            row = line[:, begin : begin + width + P]
+            gates, weight, bias = zeros(batch, rows), zeros(width + P, rows), zeros(rows)
+            parts = [(slice(None), slice(None))]
+            if spec.cell == "gru" and weight.nbytes >= APART:
+                # of n's halves one is of x alone, the other one of h: the rest of W is zero
+                parts = [(slice(None), slice(2 * H)), (slice(width), slice(2 * H, 3 * H)),
+                         (slice(width, None), slice(3 * H, None))]  # fmt: skip
             levels.append(
                 _Level(
-                    row=line[:, begin : begin + width + P],
+                    row=row,
                     h=h[layer],
                     c=c[layer],
                     gates=gates,
                     logistic=gates[:, :logistic],
                     split=gates.split(H, 1),
-                    weight=zeros(width + P, rows),
-                    bias=zeros(rows),
+                    weight=weight,
+                    bias=bias,
+                    products=tuple(
+                        (bias[of], row[:, by], weight[by, of], gates[:, of]) for by, of in parts
+                    ),
                     weight_hr=zeros(H, P) if spec.proj_size else None,
                     h_new=zeros(batch, P),
                 )
@@ -256,9 +272,14 @@ class Stepper:
         return rows.to(self._output.device).unsqueeze(1)
 
 
+def _form_gates(level: _Level) -> None:
+    for bias, row, weight, gates in level.products:
+        torch.addmm(bias, row, weight, out=gates)
+
+
 def _lstm(level: _Level, zoneout: tuple[float, float] | None) -> None:
     i, f, o, g = level.split
-    torch.addmm(level.bias, level.row, level.weight, out=level.gates)
+    _form_gates(level)
     level.logistic.sigmoid_()
     g.tanh_()
     if zoneout is None:
@@ -279,7 +300,7 @@ def _lstm(level: _Level, zoneout: tuple[float, float] | None) -> None:
 
 def _gru(level: _Level, zoneout: tuple[float, float] | None) -> None:
     r, z, n_x, n_h = level.split
-    torch.addmm(level.bias, level.row, level.weight, out=level.gates)
+    _form_gates(level)
     level.logistic.sigmoid_()
     n = n_x.addcmul_(r, n_h).tanh_()
     if zoneout is None:
@@ -291,7 +312,7 @@ def _gru(level: _Level, zoneout: tuple[float, float] | None) -> None:
 def _elman(
     activation: Callable[..., Tensor], level: _Level, zoneout: tuple[float, float] | None
 ) -> None:
-    torch.addmm(level.bias, level.row, level.weight, out=level.gates)
+    _form_gates(level)
     if zoneout is None:
         activation(level.gates, out=level.h)
     else:

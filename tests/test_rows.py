@@ -243,7 +243,10 @@ def test_where_rows_are(lengths: list[int]) -> None:
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("kind", [fastrnn.GRU, fastrnn.RNN])
 @pytest.mark.parametrize("hidden", [64, 512])
-def test_auto_takes_it_for_training_and_where_the_product_of_a_step_counts(kind, hidden, packed):
+def test_auto_takes_it_for_training_and_where_the_product_of_a_step_counts(
+    kind, hidden, packed, monkeypatch
+):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     rows = torch.empty(100, 8, hidden)
     if packed:
         rows = pack_padded_sequence(rows, [100, 90, 80, 70, 60, 50, 40, 30])

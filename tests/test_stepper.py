@@ -60,6 +60,23 @@ def test_equal_the_layer(kind, batch):
     torch.testing.assert_close(steps(stepper, x), layer.eval()(x, state)[0].detach(), **near)
 
 
+@pytest.fixture
+def apart(monkeypatch):
+    """Have the products of any GRU formed one by one."""
+    monkeypatch.setattr(fastrnn.stepper, "APART", 0)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("kind", ["gru", "deep gru", "zoneout gru"])
+def test_a_large_gru_reads_no_zeros(kind, batch, apart):
+    stepper = Stepper(LAYERS[kind](), batch)
+    for level in stepper._levels:
+        read = sum(weight.numel() for _, _, weight, _ in level.products)
+        assert read == level.weight.count_nonzero() < level.weight.numel()
+    test_equal_the_layer(kind, batch)
+    test_nothing_is_allocated(kind, batch, torch.float32)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("kind", LAYERS)
 def test_within_the_tolerances(kind, dtype):
