@@ -17,8 +17,9 @@ CALL, CALL_TRAINING = 240e-6, 250e-6
 """Seconds of looking at the lengths, and of putting together what the rectangles made."""
 RECTANGLE, RECTANGLE_TRAINING = 40e-6, 200e-6
 """Of a call of oneDNN, apart from its work; see `fastrnn_aten.rectangles`."""
-RELAID, RELAID_TRAINING = 4e9, 1e9
-"""Bytes a second at which oneDNN lays out weights, and their gradients, once a call."""
+RELAID, RELAID_HALVED, RELAID_TRAINING = 4e9, 3.3e7, 1e9
+"""Bytes a second at which oneDNN lays out weights, once a call, the bytes at which that has halved,
+and the rate in training, with their gradients."""
 OPERATIONS = 1.6e11
 """Of its products on one core, a second."""
 UNIT, UNIT_TRAINING = 4e-9, 15e-9
@@ -60,4 +61,5 @@ def _call_and_row(request: Request) -> tuple[float, float]:
     if request.needs_grad:
         call = RECTANGLE_TRAINING + weights * size / RELAID_TRAINING
         return call, 3 * product + UNIT_TRAINING * hidden
-    return RECTANGLE + weights * size / RELAID, product + UNIT * hidden
+    relaid = weights * size / RELAID * (1 + weights * size / RELAID_HALVED)
+    return RECTANGLE + relaid, product + UNIT * hidden
