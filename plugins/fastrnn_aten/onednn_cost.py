@@ -17,7 +17,7 @@ CALL, CALL_TRAINING = 240e-6, 250e-6
 """Seconds of looking at the lengths, and of putting together what the rectangles made."""
 RECTANGLE, RECTANGLE_TRAINING = 40e-6, 200e-6
 """Of a call of oneDNN, apart from its work; see `fastrnn_aten.rectangles`."""
-RELAID, RELAID_HALVED, RELAID_TRAINING = 4e9, 3.3e7, 1e9
+RELAID, RELAID_HALVED, RELAID_TRAINING = 4e9, 1.5e7, 1e9
 """Bytes a second at which oneDNN lays out weights, once a call, the bytes at which that has halved,
 and the rate in training, with their gradients."""
 OPERATIONS = 1.6e11

@@ -32,7 +32,7 @@ class Loop(NamedTuple):
 ELMAN = Loop(75e-6, 2.2e-6, 165e-6, 3.2e-6, 1)
 LOOPS = {
     "lstm": Loop(110e-6, 14e-6, 300e-6, 20e-6, 3),
-    "gru": Loop(110e-6, 12.5e-6, 220e-6, 13e-6, 3),
+    "gru": Loop(110e-6, 13.5e-6, 220e-6, 13e-6, 3),
 }
 STREAM = 8e9
 """Bytes a second of such a pass."""
