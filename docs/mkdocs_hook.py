@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = "examples/pictures"
-DRAWN = "benchmarks/results/cpu-epyc-2-cores"
+DRAWN = "benchmarks/results/cpu-xeon-2-cores"
 ALONE = re.compile(r"(?m)^\[[^\]\n]+\]\((\.\./[^)#\s]+\.md)(?:#([\w-]+))?\)$")
 FENCED = re.compile(r"(?ms)^(```+)[^\n]*\n.*?^\1$")
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
