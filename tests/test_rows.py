@@ -353,3 +353,18 @@ def test_what_gradients_are_made_of_is_left_as_it_was(cell):
     torch.autograd.grad(made, list(ours.parameters()), upstream)
     after = (x, *made, *upstream, *ours.parameters())
     assert all(map(torch.equal, before, after))
+
+
+@pytest.mark.parametrize("steps", [1, 3, 70])
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_batch_of_no_rows(cell, steps):
+    for how in ({}, {"num_layers": 2, "bidirectional": True, "batch_first": True}):
+        theirs, ours = modules(cell, 3, 4, **how)
+        x = torch.randn((0, steps, 3) if how else (steps, 0, 3), dtype=torch.float64)
+        made, gradients = results(ours, x)
+        want, _ = results(theirs, x) if cell != "lstm" else (made, None)
+        assert [each.shape for each in made] == [each.shape for each in want]
+        assert made[0].shape == (*x.shape[:2], 8 if how else 4)
+        assert all(not each.any() for each in gradients)
+        with torch.no_grad():
+            assert ours(x)[0].shape == made[0].shape

@@ -73,7 +73,7 @@ def _run_equal(call: StackCall) -> tuple[Tensor, ...]:
     steps, rows, _ = x.shape
     checks.check_tensors(x, call.hx, call.weights, steps)
     output, *final = _stack(call, x.flatten(0, 1), [rows] * steps)
-    output = output.view(steps, rows, -1)
+    output = output.view(steps, rows, output.shape[1])
     return output.transpose(0, 1) if call.batch_first else output, *final
 
 

@@ -37,7 +37,7 @@ LOOPS = {
 STREAM = 8e9
 """Bytes a second of such a pass."""
 TURNING, TURNED = 2.5e9, 0.8
-"""Bytes a second at which W_hh is turned over, and how much less the forward product takes then."""
+"""Bytes a second at which W_hh is turned over, and what share of itself the product then takes."""
 UNEQUAL, UNEQUAL_TRAINING = 100e-6, 150e-6
 """Of finding where rows of different lengths end."""
 PACKING, PACKING_PASSES = 200e-6, 2
