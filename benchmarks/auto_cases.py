@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastrnn
+from fastrnn import bench_cases, benchmark
 from fastrnn.bench import load_weights
+from fastrnn.dispatch import AUTO
 
-CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+CELLS = bench_cases.OF_TORCH
 MODES = ("forward", "train", "step")
 STEPS = (1, 20, 100, 512)
 BATCHES = (1, 8, 32, 128)
@@ -120,23 +122,24 @@ def pair(case: Case) -> Pair:
 
 def their_layer(case: Case) -> nn.Module:
     """torch.nn's layer."""
-    if case.cell in ("lstm", "gru"):
-        return (nn.LSTM if case.cell == "lstm" else nn.GRU)(case.H, case.H)
-    return nn.RNN(case.H, case.H, nonlinearity=case.cell.removeprefix("rnn_"))
+    return bench_cases.baseline(_as_benchmark(case))
 
 
 def our_layer(case: Case) -> Any:
     """The layer of fastrnn, which leaves the choice of the backend to `auto`."""
-    if case.cell in ("lstm", "gru"):
-        return {"lstm": fastrnn.LSTM, "gru": fastrnn.GRU}[case.cell](case.H, case.H)
-    return fastrnn.RNN(case.H, case.H, nonlinearity=case.cell.removeprefix("rnn_"))
+    return bench_cases.layer(_as_benchmark(case), AUTO)
 
 
 def their_cell(case: Case) -> nn.Module:
     """torch.nn's cell, which makes one step."""
-    if case.cell in ("lstm", "gru"):
-        return {"lstm": nn.LSTMCell, "gru": nn.GRUCell}[case.cell](case.H, case.H)
-    return nn.RNNCell(case.H, case.H, nonlinearity=case.cell.removeprefix("rnn_"))
+    (cell,) = bench_cases.CellLoop(_as_benchmark(case)).cells
+    return cell
+
+
+def _as_benchmark(case: Case) -> benchmark.Case:
+    """The case as `fastrnn bench` has it, which says nothing of packing."""
+    T, B, H = case.T, case.B, case.H
+    return benchmark.Case(case.cell, case.mode, T, B, H, H, 1, False, "float32", "cpu")
 
 
 def input_of(case: Case) -> Tensor | PackedSequence:

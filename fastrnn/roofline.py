@@ -50,7 +50,7 @@ def cpu_step(request: Request) -> float:
 
 
 def beside_onednn(request: Request) -> float:
-    """`cpu_step` of an LSTM's forward pass, whose rival is oneDNN: it gains more from threads.
+    """`cpu_step` for an LSTM's forward products, whose rival, oneDNN, gains more from threads.
 
     Two threads take as long as one for the product of a few dozen rows by BLAS, or longer.
     """

@@ -1,7 +1,7 @@
 """What a call costs in steps over packed rows.
 
-Rows of different lengths are taken to end evenly spread over the T steps. The constants are medians
-on a two-core x86 machine, as ratios to what torch's own path took beside them; see
+Rows of different lengths are taken to end evenly spread over the T steps. The constants lie
+between what two x86 machines of two cores took, as ratios to torch's own path beside them; see
 `fastrnn_aten.cpu`, which they are compared with.
 """
 

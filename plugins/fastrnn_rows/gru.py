@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fastrnn_rows.gradients import Made, StepGradients, state_gradient
-from fastrnn_rows.steps import entering, top
+from fastrnn_rows.steps import into_step, top
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,7 +39,7 @@ def forward(
         gates_x[:, : 2 * hidden], *gates_x.chunk(3, 1), from_h, output
     ):
         if before != rows:
-            h = entering(h, hx[0], before, rows)
+            h = into_step(h, hx[0], before, rows)
         gates.addmm_(h, of_gates).sigmoid_()
         torch.addmm(bias, h, of_n, out=from_t)
         h = torch.lerp(n_t.addcmul_(r_t, from_t).tanh_(), h, z_t, out=h_t)

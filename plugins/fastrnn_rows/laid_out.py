@@ -73,9 +73,8 @@ def turned(weight_hh: Tensor) -> Tensor:
     room = _with_gaps(weight_hh.mT)
     if weight_hh.nbytes <= WHOLE:
         return room.copy_(weight_hh.mT)
-    parts = weight_hh.split_with_sizes(_strips(len(weight_hh)))
-    for own, part in zip(room.split_with_sizes(_strips(len(weight_hh)), 1), parts, strict=True):
-        own.copy_(part.mT)
+    for begin in range(0, len(weight_hh), STRIP):
+        room[:, begin : begin + STRIP].copy_(weight_hh[begin : begin + STRIP].mT)
     return room
 
 
@@ -87,7 +86,3 @@ def spread(weight_hh: Tensor) -> Tensor:
 def _with_gaps(like: Tensor) -> Tensor:
     rows, columns = like.shape
     return like.new_empty(rows, columns + GAP)[:, :columns]
-
-
-def _strips(rows: int) -> list[int]:
-    return [min(STRIP, rows - begin) for begin in range(0, rows, STRIP)]

@@ -124,7 +124,7 @@ def top(part: Tensor, there: int, rows: int) -> Tensor:
     return part if there == rows else part[:rows]
 
 
-def entering(states: Tensor, initial: Tensor, before: int, rows: int) -> Tensor:
+def into_step(states: Tensor, initial: Tensor, before: int, rows: int) -> Tensor:
     """(rows, H): the states that enter a step, of what the step before made of its rows.
 
     Args:
