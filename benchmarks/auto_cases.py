@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastrnn
-from fastrnn import bench_cases, benchmark
+from fastrnn import bench_cases, benchmark, testing
 from fastrnn.bench import load_weights
 from fastrnn.dispatch import AUTO
 
@@ -98,9 +98,11 @@ def pair(case: Case) -> Pair:
     if case.mode != "step":
         with torch.set_grad_enabled(training):
             backend = fastrnn.explain(make(our_layer), x).backend
+        data = x.data if isinstance(x, PackedSequence) else x
+        upstream = torch.randn(*data.shape[:-1], case.H) if training else None
         return Pair(
-            lambda: layer_call(make(their_layer), x, training),
-            lambda: layer_call(make(our_layer), x, training),
+            lambda: layer_call(make(their_layer), x, upstream),
+            lambda: layer_call(make(our_layer), x, upstream),
             backend,
         )
     assert isinstance(x, Tensor)
@@ -151,9 +153,41 @@ def input_of(case: Case) -> Tensor | PackedSequence:
     return pack_padded_sequence(x, lengths, enforce_sorted=True)
 
 
-def layer_call(module: nn.Module, x: Tensor | PackedSequence, training: bool) -> Call:
-    """The forward pass without gradients, or forward and backward."""
-    if not training:
+def assert_agree(case: Case, theirs: object, ours: object) -> None:
+    """Raise an AssertionError unless both computed the same, each within float32's tolerance.
+
+    Args:
+        case: what was computed.
+        theirs: what its first call returned.
+        ours: the same; of a step the output, of which torch.nn's layer returns more.
+    """
+    want, got = tensors(theirs), tensors(ours)
+    if case.mode == "step":
+        want, got = want[:1], got[:1]
+    assert len(want) == len(got), f"{len(got)} results, expected {len(want)}"
+    allowed = testing.tolerance(torch.float32, case.T)
+    for number, (one, other) in enumerate(zip(want, got, strict=True)):
+        largest = one.abs().max().item()
+        if case.mode == "train":
+            bound = 2 * allowed.gradient * largest
+        else:
+            bound = 2 * allowed.output * max(1.0, largest)
+        error = (other.reshape(one.shape) - one).abs().max().item()
+        assert error <= bound, f"result {number} is off by {error:.2g}, {bound:.2g} allowed"
+
+
+def tensors(made: Any) -> list[Tensor]:
+    """Those of a call's result, outputs before states."""
+    if isinstance(made, Tensor):
+        return [made]
+    if isinstance(made, PackedSequence):
+        return [made.data]
+    return [each for part in made for each in tensors(part)]
+
+
+def layer_call(module: nn.Module, x: Tensor | PackedSequence, upstream: Tensor | None) -> Call:
+    """The forward pass without gradients, or with an upstream gradient forward and backward."""
+    if upstream is None:
 
         def forward() -> object:
             with torch.no_grad():
@@ -162,9 +196,6 @@ def layer_call(module: nn.Module, x: Tensor | PackedSequence, training: bool) ->
         return forward
     leaves = list(module.parameters())
     packed = isinstance(x, PackedSequence)
-    steps = x.data.shape[:-1]
-    size = leaves[1].shape[1]
-    upstream = torch.randn(*steps, size)
 
     def train() -> object:
         output, _ = module(x)

@@ -8,6 +8,8 @@ measured twice more with new layers, since where memory happens to lie counts fo
 the median of the three ratios stands. A case is behind if that is above 1.03 and its excess over 1
 more than twice its noise.
 
+No case has a figure whose results differ: it is a failed one.
+
 `--out` is written after every case, and a run goes on with what it finds there. Ctrl-C ends it.
 """
 
@@ -18,13 +20,23 @@ import json
 import math
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks import auto_summary, pairs
-from benchmarks.auto_cases import CELLS, KINDS, MODES, Case, expected_seconds, grid, pair
+from benchmarks.auto_cases import (
+    CELLS,
+    KINDS,
+    MODES,
+    Case,
+    assert_agree,
+    expected_seconds,
+    grid,
+    pair,
+)
 from fastrnn.bench import as_installed
 from fastrnn.discovery import describe
 from fastrnn.doctor import environment
@@ -120,11 +132,11 @@ def minutes(cases: list[Case], seconds: float) -> float:
     for case in cases:
         once = expected_seconds(case)
         if once > pairs.ENDLESS_SECONDS:
-            calls = 6
+            calls = 4
         elif once > pairs.LONG_SECONDS:
             calls = 3 + 4 * max(3, round(seconds / (4 * once)))
         else:
-            calls = 11 + max(28, math.ceil(seconds / once))
+            calls = 13 + max(28, math.ceil(seconds / once))
         total += MODULE_SECONDS + calls * once
     return total / 60
 
@@ -149,7 +161,7 @@ def measure_again_if_behind(case: Case, seconds: float) -> dict[str, Any]:
 def measure(case: Case, seconds: float) -> dict[str, Any]:
     """Ratios of fastrnn and of torch.nn itself to torch.nn, and which backend `auto` took."""
     theirs, ours, backend = pair(case)
-    found = pairs.measure(theirs, ours, seconds)
+    found = pairs.measure(theirs, ours, seconds, partial(assert_agree, case))
     return {
         "backend": backend,
         "torch_nn_us": found.theirs_us,

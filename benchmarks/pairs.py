@@ -12,7 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 Call = Callable[[], object]
 
@@ -21,7 +21,7 @@ SAMPLE_SECONDS = 2e-3
 LONG_SECONDS = 0.2
 """A call above this is measured in three rounds or more, not in seven or more."""
 ENDLESS_SECONDS = 1.0
-"""A call above this is measured in a single round."""
+"""A call above this is measured in a single round, of which the first calls are part."""
 
 
 class Found(NamedTuple):
@@ -36,34 +36,39 @@ class Found(NamedTuple):
     rounds: int
 
 
-def measure(theirs: Callable[[], Call], ours: Callable[[], Call], seconds: float) -> Found:
+def measure(
+    theirs: Callable[[], Call], ours: Callable[[], Call], seconds: float,
+    compare: Callable[[Any, Any], None] = lambda want, got: None,
+) -> Found:  # fmt: skip
     """Time two implementations against each other.
 
     Short calls: each round runs two modules of either kind, in random order: whoever shares memory,
     or runs more often, finds more in the caches. Calls above `LONG_SECONDS`: theirs, ours twice,
     theirs again, of another module: what drifts evenly hits both alike. Above `ENDLESS_SECONDS`
-    the same, once, with one module of either kind.
+    the same, once, with one module of either kind, cold: what a first call does once for all is
+    nothing beside such a call, and it comes on both sides.
 
     Args:
         theirs: makes a module of the baseline and returns the call that is timed.
         ours: the same of what is compared with it.
         seconds: to spend, about; short calls take seven rounds at least and 200 at most, long ones
             three at least.
+        compare: takes what the first call of either returned, and raises if ours is wrong.
     """
-    base = theirs()
-    first = sample(base, 1)
+    base, other = theirs(), ours()
+    first, want = timed(base)
+    second, got = timed(other)
+    compare(want, got)
+    del want, got  # as large as a call's memory
     if first > ENDLESS_SECONDS:
-        other = ours()
-        other()
-        return evaluate([in_order([base, other, other, base])])
+        return evaluate([[first, second, *in_order([other, base])]])
     if first > LONG_SECONDS:
-        turns = [base, other := ours(), other, theirs()]
-        for call in turns[1::2]:
-            call()
+        turns = [base, other, other, theirs()]
+        turns[-1]()
         rounds = max(3, round(seconds / (4 * first)))
         with no_collection():
             return evaluate([in_order(turns) for _ in range(rounds)])
-    turns = [base, ours(), ours(), theirs()]
+    turns = [base, other, ours(), theirs()]
     for call in turns * 2:
         call()
     once = min(sample(base, 1) for _ in range(3))
@@ -106,6 +111,13 @@ def no_collection() -> Iterator[None]:
     finally:
         if collecting:
             gc.enable()
+
+
+def timed(call: Call) -> tuple[float, object]:
+    """Seconds of a call, and what it returned."""
+    begin = time.perf_counter()
+    made = call()
+    return time.perf_counter() - begin, made
 
 
 def sample(call: Call, count: int) -> float:

@@ -154,6 +154,9 @@ class StackCall(NamedTuple):
     lengths: Tensor | None = None
     """(B,) int64 of padded rows, on the input's device, for a backend whose `options` name
     `lengths`: output is zero past them, and the final states are those of a row's own last step."""
+    resets: Tensor | None = None
+    """(T, B) bool of padded rows, on the input's device, for a backend whose `options` name
+    `resets`: where true, a row enters the step with its state of `hx`. See `fastrnn.packing`."""
 
 
 class StackBackend(Backend):

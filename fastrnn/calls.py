@@ -117,8 +117,8 @@ def run(
         lengths is not None, resets is not None,
     )  # fmt: skip
     plan = _plan(request, backend, plans, key)
-    call = StackCall(request, input, None, states, weights, batch_first, lengths)
-    made = _carry_out(spec, plan, call, options, resets)
+    call = StackCall(request, input, None, states, weights, batch_first, lengths, resets)
+    made = _carry_out(spec, plan, call, options)
     output, final = made.output, made.final
     if unbatched:
         final = tuple(state.squeeze(1) for state in final)
@@ -191,7 +191,7 @@ def _run_again(
         states = checks.as_states(spec, hx, unbatched=False)
         checks.check_states(spec, states, batch)
     call = StackCall(plan.request, input, None, states, weights, batch_first)
-    made = _carry_out(spec, plan, call, options, None)
+    made = _carry_out(spec, plan, call, options)
     return made.output, _paired(made.final)
 
 
@@ -228,7 +228,7 @@ def _run_packed(
         )
         plan = _plan(request, backend, plans, key)
     call = StackCall(plan.request, data, batch_sizes, states, weights, False)
-    made = _carry_out(spec, plan, call, options, None)
+    made = _carry_out(spec, plan, call, options)
     final, every = made.final, made.every
     if unsorted_indices is not None:
         final = tuple(state.index_select(1, unsorted_indices) for state in final)
@@ -356,13 +356,9 @@ def _plan(
     return plan
 
 
-def _carry_out(
-    spec: Spec, plan: Plan, call: StackCall, options: Options, resets: Tensor | None
-) -> stack.Made:
+def _carry_out(spec: Spec, plan: Plan, call: StackCall, options: Options) -> stack.Made:
     """What the backend that is chosen makes of the call."""
     if isinstance(plan.backend, StackBackend):
         output, *final = plan.backend.run(call)
         return stack.Made(None if options.final_only else output, tuple(final), None)
-    return stack.run_call(
-        spec, call, plan.name, at_once=plan.at_once, resets=resets, options=options
-    )
+    return stack.run_call(spec, call, plan.name, at_once=plan.at_once, options=options)

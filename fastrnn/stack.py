@@ -34,15 +34,7 @@ class Made(NamedTuple):
     row's length; None unless asked for."""
 
 
-def run_call(
-    spec: Spec,
-    call: StackCall,
-    backend: str,
-    *,
-    at_once: int,
-    resets: Tensor | None,
-    options: Options,
-) -> Made:
+def run_call(spec: Spec, call: StackCall, backend: str, *, at_once: int, options: Options) -> Made:
     """Bring a call into the one form that a layer backend knows: padded, time-major, one dtype.
 
     An autocast region changes the dtype of the arithmetic; the casts are differentiable, so
@@ -53,10 +45,9 @@ def run_call(
         call: as a stack backend takes it.
         backend: as for `run`.
         at_once: as for `run`.
-        resets: (T, B) bool, or None.
         options: of the call.
     """
-    request, x, batch_sizes, states, weights, batch_first, lengths = call
+    request, x, batch_sizes, states, weights, batch_first, lengths, resets = call
     time = 1 if batch_first and batch_sizes is None else 0
     checks.check_tensors(x, states, weights, x.shape[time])
     if batch_sizes is not None:

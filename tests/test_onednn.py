@@ -134,6 +134,32 @@ def test_padded_rows(lengths: list[int], hx: bool, batch_first: bool) -> None:
         torch.testing.assert_close(got.double(), want, atol=allowed.gradient, rtol=allowed.gradient)
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("hx", [False, True])
+@pytest.mark.parametrize("lengths", [None, [9, 0, 5, 1], [0, 0, 0, 0]])
+def test_rows_that_start_over(lengths: list[int] | None, hx: bool, batch_first: bool) -> None:
+    torch.manual_seed(0)
+    ours = fastrnn.LSTM(3, 4, 2, batch_first=batch_first, backend="onednn")
+    truth = fastrnn.LSTM(3, 4, 2, batch_first=batch_first, backend="reference").double()
+    truth.load_state_dict(ours.state_dict())
+    x = torch.randn(4, 9, 3) if batch_first else torch.randn(9, 4, 3)
+    resets = torch.rand(x.shape[:2]) < 0.3
+    start = [torch.randn(2, 4, 4) for _ in "hc"]
+    made = []
+    for lstm, dtype in ((ours, torch.float32), (truth, torch.float64)):
+        own_x = x.to(dtype).requires_grad_()
+        states = [s.to(dtype).requires_grad_() for s in start] if hx else []
+        output, final = lstm(own_x, tuple(states) or None, lengths=lengths, resets=resets)
+        found = [output, *final]
+        generator = torch.Generator().manual_seed(1)
+        upstream = [torch.randn(m.shape, generator=generator).to(dtype) for m in found]
+        leaves = [own_x, *states, *lstm.parameters()]
+        made.append([*found, *torch.autograd.grad(found, leaves, upstream)])
+    allowed = testing.tolerance(torch.float32, 9).gradient
+    for got, want in zip(*made, strict=True):
+        torch.testing.assert_close(got.double(), want, atol=allowed, rtol=allowed)
+
+
 def test_a_gradient_can_be_differentiated_again() -> None:
     made = []
     for backend in ("onednn", "reference"):

@@ -136,6 +136,51 @@ def test_padded_rows(lengths: list[int], cell: str) -> None:
     assert_same(got, want)
 
 
+@pytest.mark.parametrize("cell", CELLS)
+@settings(max_examples=25, deadline=None, derandomize=True, database=None)
+@given(
+    steps=st.integers(1, 7),
+    lengths=st.none() | st.lists(st.integers(0, 7), min_size=1, max_size=4),
+    batch_first=st.booleans(),
+    layers=st.integers(1, 2),
+    density=st.sampled_from([0.0, 0.2, 0.6, 1.0]),
+    used=st.sampled_from(["yhc", "y", "h"]),
+)
+def test_rows_that_start_over(
+    cell: str, steps: int, lengths: list[int] | None, batch_first: bool, layers: int,
+    density: float, used: str,
+) -> None:  # fmt: skip
+    _, ours = modules(cell, 3, 4, layers, batch_first=batch_first)
+    batch = 3 if lengths is None else len(lengths)
+    lengths = None if lengths is None else [min(n, steps) for n in lengths]
+    x = torch.randn(steps, batch, 3, dtype=torch.float64)
+    resets = torch.rand(steps, batch) < density
+    if batch_first:
+        x, resets = x.transpose(0, 1), resets.mT
+    made = []
+    for ours.backend in ("rows", "reference"):
+        made.append(results(ours, x, used, lengths=lengths, resets=resets))
+        with torch.no_grad():
+            output, _ = ours(x, lengths=lengths, resets=resets)
+        torch.testing.assert_close(output, ours(x, lengths=lengths, resets=resets)[0])
+    assert_same(*made)
+
+
+def test_parts_of_rows_run_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time takes as many steps as the longest part."""
+    ran = []
+    monkeypatch.setattr(
+        direction, "run", lambda cell, steps, *rest, run=direction.run, **how: (
+            ran.append(steps.sizes) or run(cell, steps, *rest, **how)
+        ),
+    )  # fmt: skip
+    resets = torch.zeros(100, 2, dtype=torch.bool)
+    resets[::10, 0] = resets[40, 1] = resets[90, 1] = True
+    _, ours = modules("lstm", 3, 4)
+    ours(torch.randn(100, 2, 3).double(), resets=resets)
+    assert ran == [[13] * 10 + [2] * 30 + [1] * 10]
+
+
 @pytest.mark.parametrize("lengths", [[4, 2, 1], [3, 3]])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("cell", CELLS)
@@ -272,6 +317,15 @@ def test_what_it_refuses(layer: Any, x: Tensor, message: str) -> None:
     layer.backend = "rows"
     with pytest.raises(fastrnn.BackendError, match=message):
         layer(x)
+
+
+def test_two_directions_would_be_cut_up_in_different_places() -> None:
+    x, resets = torch.randn(5, 2, 3), torch.zeros(5, 2, dtype=torch.bool)
+    for layer, name in ((fastrnn.GRU, "rows"), (fastrnn.LSTM, "onednn")):
+        message = "resets cut up rows, for each of two directions elsewhere"
+        with pytest.raises(fastrnn.BackendError, match=message):
+            layer(3, 4, bidirectional=True, backend=name)(x, resets=resets)
+        layer(3, 4, backend=name)(x, resets=resets)
 
 
 def test_the_dtypes_must_agree_as_they_must_in_torch() -> None:

@@ -53,6 +53,9 @@ def features(cells: Sequence[str] = CELLS) -> dict[str, Case]:
             "-forward-only": replace(plain, hx=True, needs_grad=False, training=False),
             "-forward-final_only": replace(plain, options=options["final_only"], needs_grad=False),
             "-eval-mode": replace(plain, training=False),
+            "-no-rows": replace(full, B=0),
+            "-no-rows-lengths": replace(full, B=0, lengths=True),
+            "-no-rows-resets": replace(full, B=0, resets=True),
         }
         for layers in (2, 3, 4):
             own[f"-{layers}-layers"] = replace(plain, spec=spec(cell, num_layers=layers))

@@ -69,7 +69,7 @@ class AtenBackend(StackBackend):
 
     def run(self, call: StackCall) -> tuple[Tensor, ...]:
         """Call torch as torch.nn's layers do."""
-        asked, x, batch_sizes, states, weights, batch_first, _ = call
+        asked, x, batch_sizes, states, weights, batch_first, *_ = call
         # cuDNN keeps what its backward pass needs only in training mode; with dropout already 0
         # in eval mode, the flag changes nothing else, so a module in eval mode can be trained
         training = asked.training or (asked.needs_grad and asked.device == "cuda")

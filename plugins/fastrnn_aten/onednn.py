@@ -1,4 +1,7 @@
-"""oneDNN's LSTM, which torch uses on CPUs, for rows of different lengths, which torch does not."""
+"""oneDNN's LSTM, which torch uses on CPUs, for rows that torch does not give it.
+
+Rows of different lengths, and such as start over within the sequence.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +21,12 @@ if TYPE_CHECKING:
 
 
 class OnednnBackend(StackBackend):
-    """Rows that are packed, or padded with lengths; rows of one length are `aten`'s."""
+    """Rows that are packed, padded with lengths or start over; rows of one length are `aten`'s."""
 
     name = "onednn"
     contract = 1
-    options = frozenset({"lengths"})
-    summary = "torch's LSTM on CPUs (oneDNN) for rows of different lengths, packed or padded"
+    options = frozenset({"lengths", "resets"})
+    summary = "torch's LSTM on CPUs (oneDNN) for rows of different lengths, and for resets"
 
     def unavailable(self) -> list[str]:
         """Some builds of torch have no oneDNN."""
@@ -40,8 +43,10 @@ class OnednnBackend(StackBackend):
             reasons.append(f"cell is {cell}; oneDNN has lstm")
         if request.dtype != torch.float32:
             reasons.append(f"dtype is {request.dtype}; needs torch.float32")
-        if not request.varlen:
+        if not (request.varlen or request.resets):
             reasons.append("all rows have the same length, which is aten's work")
+        if request.resets and request.bidirectional:
+            reasons.append("resets cut up rows, for each of two directions elsewhere")
         if request.compiling:
             reasons.append("rows are sorted and cut up by their lengths, which no graph knows")
         return reasons
@@ -52,7 +57,7 @@ class OnednnBackend(StackBackend):
 
     def run(self, call: StackCall) -> tuple[Tensor, ...]:
         """Pack padded rows, and run rectangles."""
-        return _run_packed(call) if call.lengths is None else packing.run(_run_packed, call)
+        return _run_packed(call) if call.batch_sizes is not None else packing.run(_run_packed, call)
 
 
 def _run_packed(call: StackCall) -> tuple[Tensor, ...]:

@@ -32,9 +32,10 @@ def estimate(request: Request) -> Cost:
     """Calls of rectangles, their work, and that for rows that have ended.
 
     Of B rows that end T / B steps apart, a rectangle in which m end has m^2 T / 2 B such steps:
-    `spare`, which cost as much as a call, or if there is only one rectangle fewer.
+    `spare`, which cost as much as a call, or if there is only one rectangle fewer. Rows that may
+    start over are taken to be cut into as many rectangles, and to fill them.
     """
-    if rows(request) == 1 and not request.padded:
+    if rows(request) == 1 and not (request.padded or request.resets):
         return Cost(ALONE * cpu.estimate(request).seconds, "a row by itself, as aten runs it")
     call, row = _call_and_row(request)
     ends = rows(request) * steps(request) / request.num_layers
@@ -42,7 +43,8 @@ def estimate(request: Request) -> Cost:
     calls, frozen = max(number, 1), min(number, number**2)
     layers = request.num_layers * request.directions
     seconds = CALL_TRAINING if request.needs_grad else CALL
-    seconds += layers * ((calls + frozen) * call + packed_rows(request) * row)
+    places = packed_rows(request) if request.varlen else ends
+    seconds += layers * ((calls + frozen) * call + places * row)
     seconds += ONEDNN_STEP * steps(request) * request.directions
     return Cost(seconds, f"oneDNN, about {calls:.0f} rectangles of steps and rows")
 

@@ -28,7 +28,7 @@ class RowsBackend(StackBackend):
 
     name = "rows"
     contract = 1
-    options = frozenset({"lengths"})
+    options = frozenset({"lengths", "resets"})
     summary = "plain torch time steps on CPUs, over the rows that have not ended"
 
     def runs_cell(self, cell: Cell) -> bool:
@@ -46,6 +46,8 @@ class RowsBackend(StackBackend):
             reasons.append(f"proj_size is {request.proj_size}; it has no projections")
         if request.dtype not in DTYPES:
             reasons.append(f"dtype is {request.dtype}; needs torch.float32 or torch.float64")
+        if request.resets and request.bidirectional:
+            reasons.append("resets cut up rows, for each of two directions elsewhere")
         if request.compiling:
             reasons.append("its steps are Python, which a graph would have one by one")
         return reasons
@@ -56,7 +58,7 @@ class RowsBackend(StackBackend):
 
     def run(self, call: StackCall) -> tuple[Tensor, ...]:
         """Packed rows as they are, rows of one length as if they were packed."""
-        if call.lengths is not None:
+        if call.lengths is not None or call.resets is not None:
             return packing.run(_run_packed, call)
         return _run_packed(call) if call.batch_sizes is not None else _run_equal(call)
 

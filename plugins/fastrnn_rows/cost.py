@@ -1,6 +1,7 @@
 """What a call costs in steps over packed rows.
 
-Rows of different lengths are taken to end evenly spread over the T steps. The constants lie
+Rows of different lengths are taken to end evenly spread over the T steps, and rows that may start
+over never to do so: where they do, steps are fewer. The constants lie
 between what two x86 machines of two cores took, as ratios to torch's own path beside them; see
 `fastrnn_aten.cpu`, which they are compared with.
 """
@@ -54,7 +55,7 @@ def estimate(request: Request) -> Cost:
     share = 0.5 if unequal else 1.0
     product, size = share * cpu_step(request), request.dtype.itemsize
     forward = share * beside_onednn(request) if request.cell == "lstm" else product
-    seconds = _packing(request) if request.padded else 0.0
+    seconds = _packing(request) if request.padded or request.resets else 0.0
     if _turns(request, share):
         forward *= TURNED
         seconds += recurrent_weights(request) * request.num_layers * size / TURNING
