@@ -145,6 +145,7 @@ def slow(
     weights: dict[str, Tensor] | None = None,
     lengths: Sequence[int] | None = None,
     resets: Tensor | None = None,
+    fresh: Sequence[Tensor] | None = None,
     gates: Change = lambda a: a,
     recur: Change = lambda h: h,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
@@ -157,6 +158,7 @@ def slow(
         weights: by name.
         lengths: B numbers of steps.
         resets: (T, B) bool.
+        fresh: from which rows start over, as `hx`; `hx` itself if None.
         gates: what becomes of pre-activations (B, K * H).
         recur: what becomes of h (B, H) on its way to W_hh.
 
@@ -181,13 +183,14 @@ def slow(
             below, outputs = torch.cat(outputs, 2), []
         name = f"l{k}_reverse" if backwards else f"l{k}"
         start = state = tuple(each[slot] for each in starts)
+        over = start if fresh is None else tuple(each[slot] for each in fresh)
         made = [start] * steps
         for t in reversed(range(steps)) if backwards else range(steps):
             alive = (t < ends).unsqueeze(1)
             old = state
             if resets is not None:
                 again = resets[t].unsqueeze(1) & alive
-                old = tuple(torch.where(again, a, b) for a, b in zip(start, state, strict=True))
+                old = tuple(torch.where(again, a, b) for a, b in zip(over, state, strict=True))
             a = below[t] @ w[f"weight_ih_{name}"].T + w[f"bias_ih_{name}"]
             a = gates(a + recur(old[0]) @ w[f"weight_hh_{name}"].T + w[f"bias_hh_{name}"])
             new = cell(own.mode, a, old)

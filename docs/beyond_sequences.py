@@ -104,27 +104,45 @@ def packed_without_a_step(library: Any) -> None:
     quick=True,
 )
 def resets(library: Any) -> str | None:
+    return started_over(library, from_another=False)
+
+
+@row(
+    "Rows that start over from another state than they entered in (rollouts)",
+    "the state carried from the rollout before, zeros or a learned state after a reset, gradients "
+    "to both; against masks step by step",
+    "pytorch/rl#2009",
+    quick=True,
+)
+def reset_state(library: Any) -> str | None:
+    return started_over(library, from_another=True)
+
+
+def started_over(library: Any, *, from_another: bool) -> str | None:
     mask = torch.rand(T, B) < 0.4
     mask[2, 1] = True
     for cell in BOTH:
         layer, x = make(library, cell), normal(T, B, I)
-        start = tuple(normal(1, B, H) for _ in range(2 if cell == "LSTM" else 1))
-        hx = start if cell == "LSTM" else start[0]
+        number = 2 if cell == "LSTM" else 1
+        start = tuple(normal(1, B, H) for _ in range(number))
+        fresh = tuple(normal(1, B, H) for _ in range(number)) if from_another else start
         if library is torch.nn:
             state: Any = start
             outputs = []
             for t in range(T):
                 again = mask[t].view(1, B, 1)
-                old = [torch.where(again, a, b) for a, b in zip(start, state, strict=True)]
+                old = [torch.where(again, a, b) for a, b in zip(fresh, state, strict=True)]
                 output, state = layer(x[t : t + 1], tuple(old) if cell == "LSTM" else old[0])
                 state = tensors(state)
                 outputs.append(output)
             got: Any = (torch.cat(outputs), state)
         else:
-            got = layer(x, hx, resets=mask)
-        want = slow(layer, x, hx, resets=mask)[:2]
+            hx, over = (each if cell == "LSTM" else each[0] for each in (start, fresh))
+            how = {"reset_state": over} if from_another else {}
+            got = layer(x, hx, resets=mask, **how)
+        want = slow(layer, x, start, resets=mask, fresh=fresh)[:2]
         close(got, want)
-        inputs = [x, *start, *layer.parameters()]
+        inputs = [x, *start, *(fresh if from_another else ()), *layer.parameters()]
         close(derivatives(got, inputs), derivatives(want, inputs))
     return LOOP if library is torch.nn else None
 

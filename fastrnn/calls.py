@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn import checks, masks, stack
+from fastrnn import checks, masks, restarts, stack
 from fastrnn.backend import Backend, StackBackend, StackCall
 from fastrnn.cell import cell_of
 from fastrnn.dispatch import current_override, decide
@@ -57,6 +57,7 @@ def run(
     backend: str,
     lengths: Lengths | None = None,
     resets: Tensor | None = None,
+    reset_state: Any = None,
     options: Options = PLAIN,
     plans: Plans | None = None,
 ) -> tuple[Any, ...]:
@@ -71,13 +72,14 @@ def run(
 
     Raises:
         ValueError, RuntimeError: as torch.nn raises for wrong inputs or states.
-        ValueError, TypeError: as `fastrnn.masks` raises for wrong `lengths` or `resets`.
+        ValueError, TypeError: as `fastrnn.masks` raises for wrong `lengths` or `resets`, and
+            `fastrnn.restarts` for a wrong `reset_state`.
         BackendError: `backend` names none that can run this call.
     """
     key = None
     if torch.compiler.is_compiling():
         options, plans = constants(options), None
-    elif lengths is not None or resets is not None:
+    elif lengths is not None or resets is not None or reset_state is not None:
         plans = None
     elif plans is not None and type(input) is torch.Tensor:
         key = _key(input, hx, weights)
@@ -85,8 +87,10 @@ def run(
         if plan is not None:
             return _run_again(spec, plan, input, hx, weights, batch_first, options)
     packed = isinstance(input, PackedSequence)
-    if lengths is not None or resets is not None:
-        masks.check_combination(lengths, resets, packed=packed, recompute=options.recompute)
+    if lengths is not None or resets is not None or reset_state is not None:
+        masks.check_combination(
+            lengths, resets, packed=packed, recompute=options.recompute, reset_state=reset_state
+        )
     if isinstance(input, PackedSequence):
         return _run_packed(
             spec, input, hx, weights, batch_first, dropout, training, backend, options, plans
@@ -112,6 +116,12 @@ def run(
         resets = masks.as_resets(
             resets, steps, batch, input.device, batch_first=batch_first, unbatched=unbatched
         )
+    twice = None
+    if reset_state is not None:
+        assert resets is not None
+        fresh = restarts.as_reset_states(spec, reset_state, batch, unbatched=unbatched)
+        twice = restarts.Twice.of(input, states, fresh, lengths, resets, batch_first=batch_first)
+        input, states, lengths, resets = twice[:4]
     request = make_request(
         spec, input, None, states, weights, batch_first, dropout, training, options,
         lengths is not None, resets is not None,
@@ -119,6 +129,7 @@ def run(
     plan = _plan(request, backend, plans, key)
     call = StackCall(request, input, None, states, weights, batch_first, lengths, resets)
     made = _carry_out(spec, plan, call, options)
+    made = made if twice is None else twice.merged(made)
     output, final = made.output, made.final
     if unbatched:
         final = tuple(state.squeeze(1) for state in final)

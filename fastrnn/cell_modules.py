@@ -120,6 +120,7 @@ class GRU(Recurrent):
         *,
         lengths: Lengths | None = None,
         resets: Tensor | None = None,
+        reset_state: Tensor | None = None,
         return_all_states: Literal[False] = False,
     ) -> tuple[Tensor, Tensor]: ...
 
@@ -140,6 +141,7 @@ class GRU(Recurrent):
         *,
         lengths: Lengths | None = None,
         resets: Tensor | None = None,
+        reset_state: Tensor | None = None,
         return_all_states: bool,
     ) -> tuple[Any, ...]: ...
 
@@ -150,6 +152,7 @@ class GRU(Recurrent):
         *,
         lengths: Lengths | None = None,
         resets: Tensor | None = None,
+        reset_state: Tensor | None = None,
         return_all_states: bool = False,
     ) -> tuple[Any, ...]:
         """Run the layers over whole sequences; arguments, results and errors as of `RNN.forward`.
@@ -159,13 +162,14 @@ class GRU(Recurrent):
             hx: h(0), (L * D, B, H), or (L * D, H) unbatched; zeros if None.
             lengths: (B,), the steps of each row where rows end before T.
             resets: (T, B) bool, the steps before which a row starts over from `hx`.
+            reset_state: shaped as `hx`, from which rows start over instead.
             return_all_states: whether to return h of every layer and direction at every step, too.
 
         Returns:
             output, the last layer's h(t), shaped as `input` with D * H features, or None if
             `final_only`, and h_n, every layer's last h(t), shaped as `hx`.
         """
-        return self._run(input, hx, lengths, resets, return_all_states)
+        return self._run(input, hx, lengths, resets, reset_state, return_all_states)
 
 
 class CellRNN(Recurrent):
@@ -274,6 +278,7 @@ class CellRNN(Recurrent):
         *,
         lengths: Lengths | None = None,
         resets: Tensor | None = None,
+        reset_state: Tensor | tuple[Tensor, Tensor] | None = None,
         return_all_states: bool = False,
     ) -> tuple[Any, ...]:
         """Run the layers over whole sequences; as `RNN.forward`, or `LSTM.forward` for a pair.
@@ -284,10 +289,11 @@ class CellRNN(Recurrent):
                 unbatched; zeros if None.
             lengths: (B,), the steps of each row where rows end before T.
             resets: (T, B) bool, the steps before which a row starts over from `hx`.
+            reset_state: shaped as `hx`, from which rows start over instead.
             return_all_states: whether to return the states of every step, too.
 
         Returns:
             output, shaped as `input` with D * H features, or None if `final_only`, and the final
             states, shaped as `hx`.
         """
-        return self._run(input, hx, lengths, resets, return_all_states)
+        return self._run(input, hx, lengths, resets, reset_state, return_all_states)

@@ -36,6 +36,7 @@ def lstm(
     recompute: bool | int = False,
     lengths: Lengths | None = None,
     resets: Tensor | None = None,
+    reset_state: tuple[Tensor, Tensor] | None = None,
     recurrent_dropout: float = 0.0,
     zoneout: float | tuple[float, float] = 0.0,
     error_clip: float | None = None,
@@ -65,6 +66,7 @@ def lstm(
             it keeps; see `fastrnn.LSTM`.
         lengths: (B,) integers, the steps of each row of a padded input; see `fastrnn.LSTM.forward`.
         resets: (T, B) bool, where rows start over; see `fastrnn.LSTM.forward`.
+        reset_state: from which rows start over instead of `hx`; see `fastrnn.LSTM.forward`.
         recurrent_dropout: see `fastrnn.LSTM`; applied if `training`.
         zoneout: see `fastrnn.LSTM`; drawn if `training`.
         error_clip: see `fastrnn.LSTM`.
@@ -77,16 +79,16 @@ def lstm(
     Raises:
         ValueError, RuntimeError: as torch.nn.LSTM raises for wrong inputs or states, and for
             weights that do not belong together; ValueError too for an option that is out of range,
-            and as `fastrnn.LSTM.forward` raises for `lengths` and `resets`.
-        TypeError: an option is of the wrong type, `lengths` holds no integers, or `resets` is no
-            bool tensor.
+            and as `fastrnn.LSTM.forward` raises for `lengths`, `resets` and `reset_state`.
+        TypeError: an option is of the wrong type, `lengths` holds no integers, `resets` is no bool
+            tensor, or `reset_state` not what `hx` is.
         BackendError: `backend` names none that can run this call.
     """
     asked = options(final_only, recompute, recurrent_dropout, zoneout, error_clip, True)
     spec = checks.spec_of_weights("lstm", weights, num_layers, bias, bidirectional)
     return run(
         spec, input, hx, weights, batch_first=batch_first, dropout=dropout, training=training,
-        backend=backend, lengths=lengths, resets=resets,
+        backend=backend, lengths=lengths, resets=resets, reset_state=reset_state,
         options=asked._replace(all_states=return_all_states),
     )  # fmt: skip
 
@@ -108,6 +110,7 @@ def rnn(
     recompute: bool | int = False,
     lengths: Lengths | None = None,
     resets: Tensor | None = None,
+    reset_state: Tensor | None = None,
     recurrent_dropout: float = 0.0,
     zoneout: float = 0.0,
     error_clip: float | None = None,
@@ -132,6 +135,7 @@ def rnn(
         recompute: as for `lstm`.
         lengths: as for `lstm`.
         resets: as for `lstm`.
+        reset_state: as for `lstm`.
         recurrent_dropout: as for `lstm`.
         zoneout: as for `lstm`, but one probability.
         error_clip: as for `lstm`.
@@ -144,7 +148,7 @@ def rnn(
     Raises:
         ValueError, RuntimeError: as torch.nn.RNN raises for wrong inputs or states, for an
             unknown nonlinearity, and for weights that do not belong together; ValueError too
-            for options, `lengths` and `resets`, as for `lstm`.
+            for options, `lengths`, `resets` and `reset_state`, as for `lstm`.
         TypeError: as for `lstm`.
         BackendError: `backend` names none that can run this call.
     """
@@ -157,7 +161,7 @@ def rnn(
     spec = checks.spec_of_weights(cell, weights, num_layers, bias, bidirectional)
     return run(
         spec, input, hx, weights, batch_first=batch_first, dropout=dropout, training=training,
-        backend=backend, lengths=lengths, resets=resets,
+        backend=backend, lengths=lengths, resets=resets, reset_state=reset_state,
         options=asked._replace(all_states=return_all_states),
     )  # fmt: skip
 
@@ -206,6 +210,7 @@ def cell_rnn(
     recompute: bool | int = False,
     lengths: Lengths | None = None,
     resets: Tensor | None = None,
+    reset_state: Tensor | tuple[Tensor, Tensor] | None = None,
     recurrent_dropout: float = 0.0,
     zoneout: float | tuple[float, float] = 0.0,
     error_clip: float | None = None,
@@ -230,6 +235,7 @@ def cell_rnn(
         recompute: whether training saves memory.
         lengths: (B,) integers, the steps of each row of a padded input.
         resets: (T, B) bool, where rows start over.
+        reset_state: from which rows start over instead of `hx`; see `fastrnn.LSTM.forward`.
         recurrent_dropout: probability that a unit of h is hidden from W_hh, if `training`.
         zoneout: probability that a unit keeps its state, or a pair, for h and for c.
         error_clip: bound on every gate's gradient.
@@ -251,6 +257,6 @@ def cell_rnn(
     )
     return run(
         spec, input, hx, weights, batch_first=batch_first, dropout=dropout, training=training,
-        backend=backend, lengths=lengths, resets=resets,
+        backend=backend, lengths=lengths, resets=resets, reset_state=reset_state,
         options=asked._replace(all_states=return_all_states),
     )  # fmt: skip

@@ -24,7 +24,8 @@ class InitialState(nn.Module):
         >>> output, state = lstm(torch.randn(5, 3, 10), initial(3))
 
     With `resets=` every row that starts over starts from this state, whose gradient is the sum over
-    all rows and all of their starts.
+    all rows and all of their starts. Where rows enter in another one, as in the middle of an
+    episode, it is the `reset_state=`: `initial(1)`, one row for all.
 
     In the shapes below L, D, H stand for layers, directions and hidden units, P for the width of h:
     H, or the projection's.

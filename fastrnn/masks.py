@@ -16,13 +16,17 @@ Lengths = Tensor | Sequence[int] | int
 
 
 def check_combination(
-    lengths: Lengths | None, resets: Tensor | None, *, packed: bool, recompute: int
-) -> None:
+    lengths: Lengths | None, resets: Tensor | None, *, packed: bool, recompute: int,
+    reset_state: object = None,
+) -> None:  # fmt: skip
     """Refuse what does not go together.
 
     Raises:
-        ValueError: one of them beside a PackedSequence, or resets beside recompute.
+        ValueError: one of them beside a PackedSequence, resets beside recompute, or a reset state
+            without resets.
     """
+    if reset_state is not None and resets is None:
+        raise ValueError("reset_state: got one without resets, expected None")
     if packed and lengths is not None:
         raise ValueError("lengths: got some for a PackedSequence, which has its own; expected None")
     if packed and resets is not None:

@@ -142,6 +142,7 @@ class RNN(Recurrent):
         *,
         lengths: Lengths | None = None,
         resets: Tensor | None = None,
+        reset_state: Tensor | None = None,
         return_all_states: Literal[False] = False,
     ) -> tuple[Tensor, Tensor]: ...
 
@@ -162,6 +163,7 @@ class RNN(Recurrent):
         *,
         lengths: Lengths | None = None,
         resets: Tensor | None = None,
+        reset_state: Tensor | None = None,
         return_all_states: bool,
     ) -> tuple[Any, ...]: ...
 
@@ -172,6 +174,7 @@ class RNN(Recurrent):
         *,
         lengths: Lengths | None = None,
         resets: Tensor | None = None,
+        reset_state: Tensor | None = None,
         return_all_states: bool = False,
     ) -> tuple[Any, ...]:
         """Run the layers over whole sequences.
@@ -192,6 +195,11 @@ class RNN(Recurrent):
                 with a new episode. Gradients go to `hx` and not to the step before. In a direction
                 backwards in time the step before is t + 1. Ignored past a row's length. Not for a
                 PackedSequence, nor with `recompute`.
+            reset_state: from which rows start over instead of `hx`: shaped as `hx`, or with one
+                row for all, (L, 1, H). For a sequence that begins in the middle of an episode, with
+                the state that the last one left as `hx`, and zeros, or a learned state, here.
+                Gradients go to either by what started from it. A row that starts over takes as
+                much as two. Not in two directions.
             return_all_states: whether to return h of every layer and direction at every step, too.
 
         Returns:
@@ -202,13 +210,14 @@ class RNN(Recurrent):
             PackedSequence padded. Gradients go through it.
 
         Raises:
-            ValueError: wrong dims or dtype of `input`; wrong number, values or shape of `lengths`
-                or `resets`, or with what they cannot be combined.
-            TypeError: `lengths` holds no integers, or `resets` is no bool tensor.
+            ValueError: wrong dims or dtype of `input`; wrong number, values or shape of `lengths`,
+                `resets` or `reset_state`, or with what they cannot be combined.
+            TypeError: `lengths` holds no integers, `resets` is no bool tensor, or `reset_state`
+                not what `hx` is.
             RuntimeError: wrong sizes of `input` or `hx`.
             BackendError: the named backends cannot run this call; says why each cannot.
         """
-        return self._run(input, hx, lengths, resets, return_all_states)
+        return self._run(input, hx, lengths, resets, reset_state, return_all_states)
 
 
 class LSTM(Recurrent):
@@ -330,6 +339,7 @@ class LSTM(Recurrent):
         *,
         lengths: Lengths | None = None,
         resets: Tensor | None = None,
+        reset_state: tuple[Tensor, Tensor] | None = None,
         return_all_states: Literal[False] = False,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]: ...
 
@@ -350,6 +360,7 @@ class LSTM(Recurrent):
         *,
         lengths: Lengths | None = None,
         resets: Tensor | None = None,
+        reset_state: tuple[Tensor, Tensor] | None = None,
         return_all_states: bool,
     ) -> tuple[Any, ...]: ...
 
@@ -360,6 +371,7 @@ class LSTM(Recurrent):
         *,
         lengths: Lengths | None = None,
         resets: Tensor | None = None,
+        reset_state: tuple[Tensor, Tensor] | None = None,
         return_all_states: bool = False,
     ) -> tuple[Any, ...]:
         """Run the layers over whole sequences.
@@ -372,6 +384,8 @@ class LSTM(Recurrent):
             lengths: (B,), the steps of each row where rows end before T; see `RNN.forward`.
             resets: (T, B) bool, the steps before which a row starts over from `hx`; see
                 `RNN.forward`.
+            reset_state: h (L, B, P) and c (L, B, H) from which rows start over instead of `hx`, or
+                one row of either for all; see `RNN.forward`.
             return_all_states: whether to return h and c of every layer and direction at every
                 step, too.
 
@@ -382,10 +396,11 @@ class LSTM(Recurrent):
             (L * D, T, B, H), laid out as `RNN.forward` says.
 
         Raises:
-            ValueError: wrong dims or dtype of `input`; wrong number, values or shape of `lengths`
-                or `resets`, or with what they cannot be combined.
-            TypeError: `lengths` holds no integers, or `resets` is no bool tensor.
+            ValueError: wrong dims or dtype of `input`; wrong number, values or shape of `lengths`,
+                `resets` or `reset_state`, or with what they cannot be combined.
+            TypeError: `lengths` holds no integers, `resets` is no bool tensor, or `reset_state`
+                not what `hx` is.
             RuntimeError: wrong sizes of `input` or `hx`.
             BackendError: the named backends cannot run this call; says why each cannot.
         """
-        return self._run(input, hx, lengths, resets, return_all_states)
+        return self._run(input, hx, lengths, resets, reset_state, return_all_states)

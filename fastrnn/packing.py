@@ -27,7 +27,7 @@ class Parts(NamedTuple):
     row: Tensor
     """(S,): which row it is part of."""
     begin: Tensor
-    """(S,): its first step."""
+    """(S,): row * T + its first step."""
     length: Tensor
     """(S,): its steps; zero of a row of no steps."""
     last: Tensor
@@ -48,23 +48,27 @@ def run(
     batch, steps = (first, second) if call.batch_first else (second, first)
     checks.check_tensors(call.input, call.hx, call.weights, steps)
     parts = cut(call.lengths, call.resets, steps, batch)
-    order = parts.length.argsort(descending=True, stable=True)
-    in_place = order.argsort()[parts.last]
-    lengths, begin, row = parts.length[order], parts.begin[order], parts.row[order]
-    t = torch.arange(int(lengths[:1].sum())).unsqueeze(1)
+    if batch and _are_whole(call.lengths, parts, steps):
+        return _run_whole(run_packed, call, steps, batch)
+    lengths, order = parts.length.sort(descending=True, stable=True)
+    in_place = order.argsort().index_select(0, parts.last)
+    row, begin = parts.row.index_select(0, order), parts.begin.index_select(0, order)
+    t = torch.arange(int(lengths[0]) if batch else 0).unsqueeze(1)
     reached = t < lengths  # (longest, S)
-    batch_sizes = reached.sum(1)
-    places = row * steps + begin + t if call.batch_first else (begin + t) * batch + row
-    places = places[reached]
+    sizes = reached.sum(1)
+    stride = 1
+    if not call.batch_first:
+        begin, stride = (begin - row * steps) * batch + row, batch
+    places = torch.add(begin, t, alpha=stride).masked_select(reached)
+    rows = int(sizes[0]) if len(sizes) else 0
     data = call.input.flatten(0, 1).index_select(0, places)
-    rows = int((lengths > 0).sum())
     states = [state.index_select(1, row) for state in call.hx]
     hx = [state[:, :rows] for state in states]
     if rows == 0:  # a row of zeros, for the sake of the graph; nothing of it is kept
         data, *hx = (functional.pad(each, (0, 0, 0, 1)) for each in (data, *hx))
-        batch_sizes = torch.ones(1, dtype=torch.int64)
+        sizes = torch.ones(1, dtype=torch.int64)
     data, *final = run_packed(
-        call._replace(input=data, batch_sizes=batch_sizes, hx=tuple(hx), lengths=None, resets=None)
+        call._replace(input=data, batch_sizes=sizes, hx=tuple(hx), lengths=None, resets=None)
     )
     output = data.new_zeros(first * second, data.shape[1])
     output = output.index_copy(0, places, data[: len(places)])
@@ -84,16 +88,37 @@ def cut(lengths: Tensor | None, resets: Tensor | None, steps: int, batch: int) -
         steps: T, one at least.
         batch: B.
     """
-    ends = torch.full((batch,), steps) if lengths is None else lengths
     every = torch.arange(batch)
     if resets is None:
-        return Parts(every, torch.zeros_like(every), ends, every)
+        ends = torch.full((batch,), steps) if lengths is None else lengths
+        return Parts(every, every * steps, ends, every)
     starts = resets.mT.clone(memory_format=torch.contiguous_format)
     if lengths is not None:
         starts &= torch.arange(steps) < lengths.unsqueeze(1)
-    starts[:, 0] = True  # a row of no steps is a part, too
-    row, begin = starts.nonzero(as_tuple=True)
+    starts.select(1, 0).fill_(True)  # a row of no steps is a part, too
+    begin = starts.flatten().nonzero().squeeze(1)
+    row = begin.div(steps, rounding_mode="floor")
+    end = torch.cat((begin[1:], begin.new_full((min(batch, 1),), batch * steps)))
     last = starts.sum(1).cumsum(0) - 1
-    end = begin.roll(-1)
-    end[last] = ends
+    if lengths is not None:
+        end = torch.minimum(end, (every * steps + lengths).index_select(0, row))
     return Parts(row, begin, end - begin, last)
+
+
+def _are_whole(lengths: Tensor | None, parts: Parts, steps: int) -> bool:
+    """Whether every row is one part of all steps."""
+    uncut = len(parts.row) == len(parts.last)
+    return uncut and (lengths is None or int(lengths.min()) == steps)
+
+
+def _run_whole(
+    run_packed: Callable[[StackCall], tuple[Tensor, ...]], call: StackCall, steps: int, batch: int
+) -> tuple[Tensor, ...]:
+    """The same, where nothing is cut and no row ends early: nothing has to be put elsewhere."""
+    x = call.input.transpose(0, 1) if call.batch_first else call.input
+    sizes = torch.full((steps,), batch)
+    output, *final = run_packed(
+        call._replace(input=x.flatten(0, 1), batch_sizes=sizes, lengths=None, resets=None)
+    )
+    output = output.view(steps, batch, output.shape[1])
+    return output.transpose(0, 1) if call.batch_first else output, *final

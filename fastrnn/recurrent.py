@@ -273,6 +273,7 @@ class Recurrent(nn.Module):
         hx: Any,
         lengths: Lengths | None,
         resets: Tensor | None,
+        reset_state: Any,
         return_all_states: bool,
     ) -> tuple[Any, ...]:
         asked = self._options
@@ -287,6 +288,7 @@ class Recurrent(nn.Module):
             backend=self.backend,
             lengths=lengths,
             resets=resets,
+            reset_state=reset_state,
             options=asked._replace(all_states=True) if return_all_states else asked,
             plans=None if return_all_states else self._plans,
         )
@@ -299,6 +301,7 @@ def explain(
     *,
     lengths: Lengths | None = None,
     resets: Tensor | None = None,
+    reset_state: Tensor | tuple[Tensor, Tensor] | None = None,
     return_all_states: bool = False,
 ) -> Decision:
     """Which backend a call of `layer` would run on, by which rule, and why not on the others.
@@ -311,6 +314,7 @@ def explain(
         hx: as for the call.
         lengths: as for the call; only whether there are some counts.
         resets: as for the call; only whether there are some counts.
+        reset_state: as for the call.
         return_all_states: as for the call.
 
     Raises:
@@ -322,8 +326,11 @@ def explain(
         raise TypeError(f"layer should be a fastrnn.RNN or LSTM, got: {type(layer).__name__}")
     asked = layer._options._replace(all_states=return_all_states)
     packed = isinstance(input, PackedSequence)
-    check_combination(lengths, resets, packed=packed, recompute=asked.recompute)
-    states = (hx,) if isinstance(hx, Tensor) else hx or ()
+    check_combination(
+        lengths, resets, packed=packed, recompute=asked.recompute, reset_state=reset_state
+    )
+    states: tuple[Tensor, ...] = (hx,) if isinstance(hx, Tensor) else hx or ()
+    states += (reset_state,) if isinstance(reset_state, Tensor) else reset_state or ()
     batch_sizes = None
     if isinstance(input, PackedSequence):
         input, batch_sizes, *_ = input
@@ -343,6 +350,8 @@ def explain(
         lengths is not None,
         resets is not None,
     )
+    if reset_state is not None and request.batch is not None:
+        request = request._replace(batch=2 * request.batch, varlen=True, padded=True)
     return decide(request, layer.backend)
 
 

@@ -104,9 +104,9 @@ def windows(
         window: steps in a window, at least 1; the last one may be shorter.
         lengths: as for the layer, in steps of the whole sequence. A row may end within a window;
             its state then stays as it is.
-        resets: as for the layer. A row starts over from `hx`, whatever the window. Windows after
-            the first that have a reset run twice, from the carried state and from `hx`; on a GPU
-            that is all of them unless `resets` is kept on the CPU, where looking waits for nothing.
+        resets: as for the layer. A row starts over from `hx`, whatever the window: in those after
+            the first that have a reset, `hx` is the layer's `reset_state`. On a GPU that is all of
+            them unless `resets` is kept on the CPU, where looking waits for nothing.
         targets: (T, ...), (B, T, ...) if `batch_first`, to be sliced like the input.
 
     Returns:
@@ -166,42 +166,19 @@ def _stream(
         elif start == 0:
             output, state = layer(x, hx, lengths=left, resets=marks)
         else:
-            output, state = _restart(layer, x, hx, carried, left, marks, time)
+            fresh = _zeros(carried) if hx is None else hx
+            output, state = layer(x, carried, lengths=left, resets=marks, reset_state=fresh)
         part = None if targets is None else targets.narrow(time, start, size)
         yield Window(start, start + size, output, state, part, left)
         carried = detach(state)
         del output, state  # so that they are freed where the caller drops his
 
 
-def _restart(
-    layer: Recurrent,
-    x: Tensor,
-    hx: Any,
-    carried: Any,
-    lengths: Tensor | None,
-    resets: Tensor,
-    time: int,
-) -> tuple[Any, Any]:
-    """A window that rows enter from `carried`, and start over in from `hx`.
-
-    A call knows one initial state. So each row runs from `carried` up to its first reset, and over
-    the whole window from `hx`, of which the steps from the first reset on are taken.
-    """
-    resets = resets.to(x.device)
-    if lengths is not None:  # past its end, a row is not reset
-        alive = torch.arange(x.shape[time], device=x.device) < lengths.unsqueeze(1)
-        resets = resets & alive.movedim(1, time).reshape(resets.shape)
-    since = resets.cumsum(time) > 0
-    before = (~since).sum(time).reshape(-1)
-    before = before if lengths is None else torch.minimum(before, lengths)
-    kept, kept_state = layer(x, carried, lengths=before)
-    fresh, fresh_state = layer(x, hx, lengths=lengths, resets=resets)
-    output = None if kept is None else torch.where(since.unsqueeze(-1), fresh, kept)
-    last = since.select(time, -1).unsqueeze(-1)
-    if isinstance(kept_state, tuple):
-        pairs = zip(fresh_state, kept_state, strict=True)
-        return output, tuple(torch.where(last, *pair) for pair in pairs)
-    return output, torch.where(last, fresh_state, kept_state)
+def _zeros(state: Any) -> Any:
+    """What a layer starts from without `hx`."""
+    if isinstance(state, tuple):
+        return tuple(map(torch.zeros_like, state))
+    return torch.zeros_like(state)
 
 
 def detach(state: S) -> S:

@@ -32,7 +32,8 @@ def test_parts_are_what_lies_between_two_starts(
         length = steps if own is None else int(own[row])
         begins = [0] + [t for t in range(1, length) if resets is not None and resets[t, row]]
         ends = [*begins[1:], length]
-        want += [(row, begin, end - begin) for begin, end in zip(begins, ends, strict=True)]
+        cuts = zip(begins, ends, strict=True)
+        want += [(row, row * steps + begin, end - begin) for begin, end in cuts]
         last.append(len(want) - 1)
     parts = packing.cut(own, resets, steps, batch)
     assert list(zip(*(each.tolist() for each in parts[:3]), strict=True)) == want

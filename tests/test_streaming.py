@@ -250,15 +250,16 @@ def test_a_state_that_a_reset_cuts_off_runs_no_further():
     assert layer.weight_hh_l0.grad == 1
 
 
-def test_windows_without_a_reset_run_once(monkeypatch):
+def test_windows_without_a_reset_have_no_second_state():
     layer, calls = LAYERS["tanh"](), []
-    layer.register_forward_hook(lambda *_: calls.append(None))
+    layer.register_forward_pre_hook(
+        lambda layer, args, kwargs: calls.append(sorted(kwargs)), with_kwargs=True
+    )
     resets = torch.zeros(8, 1, dtype=torch.bool)
     resets[[0, 5]] = True
-    counts = []
-    for _ in windows(layer, torch.randn(8, 1, 3, **DOUBLE), window=2, resets=resets):
-        counts.append(len(calls))
-    assert counts == [1, 2, 4, 5]
+    assert len(list(windows(layer, torch.randn(8, 1, 3, **DOUBLE), window=2, resets=resets))) == 4
+    plain = ["lengths"]
+    assert calls == [["lengths", "resets"], plain, ["lengths", "reset_state", "resets"], plain]
 
 
 def test_final_only():

@@ -33,17 +33,18 @@ def estimate(request: Request) -> Cost:
 
     Of B rows that end T / B steps apart, a rectangle in which m end has m^2 T / 2 B such steps:
     `spare`, which cost as much as a call, or if there is only one rectangle fewer. Rows that may
-    start over are taken to be cut into as many rectangles, and to fill them.
+    start over are taken to do so once, in the mean: to be two, of as many steps together.
     """
     if rows(request) == 1 and not (request.padded or request.resets):
         return Cost(ALONE * cpu.estimate(request).seconds, "a row by itself, as aten runs it")
     call, row = _call_and_row(request)
-    ends = rows(request) * steps(request) / request.num_layers
-    number = min(math.sqrt(ends / (2 * spare(request))), rows(request))
+    parts = rows(request) * (2 if request.resets else 1)
+    length = steps(request) / request.num_layers
+    number = min(math.sqrt(parts * length / (2 * spare(request))), parts)
     calls, frozen = max(number, 1), min(number, number**2)
     layers = request.num_layers * request.directions
     seconds = CALL_TRAINING if request.needs_grad else CALL
-    places = packed_rows(request) if request.varlen else ends
+    places = packed_rows(request) if request.varlen else rows(request) * length
     seconds += layers * ((calls + frozen) * call + places * row)
     seconds += ONEDNN_STEP * steps(request) * request.directions
     return Cost(seconds, f"oneDNN, about {calls:.0f} rectangles of steps and rows")

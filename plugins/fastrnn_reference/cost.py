@@ -24,6 +24,10 @@ VARLEN, VARLEN_TRAINING, VARLEN_STEP = 200e-6, 400e-6, 0.7e-6
 """Seconds of a call, and of a step, of looking at lengths and of padding packed rows."""
 VARLEN_PASSES, VARLEN_PASSES_TRAINING = 2, 4
 """Times that input, gates and output are copied or looked through for it."""
+RESETS, RESETS_TRAINING = 100e-6, 150e-6
+"""Seconds of a call of looking for the steps at which rows start over."""
+RESETS_STEP, RESETS_STEP_TRAINING = 2e-6, 3e-6
+"""Of a step, a good part of which have such rows."""
 MARGIN = 1.05
 """Where the estimates are close, torch's path keeps the call: `auto` must not lose to it."""
 LAUNCH = 7e-6
@@ -56,7 +60,7 @@ def estimate(request: Request) -> Cost:
         if request.cell == "lstm":
             product = beside_onednn(request)
         step, call, why = fixed + product, CALL, "a Python step loop"
-    return Cost(MARGIN * (call + loop * step + _of_lengths(request)), why)
+    return Cost(MARGIN * (call + loop * step + _of_lengths(request) + _of_resets(request)), why)
 
 
 def _of_lengths(request: Request) -> float:
@@ -69,6 +73,15 @@ def _of_lengths(request: Request) -> float:
     loop = steps(request) * request.directions
     fixed += loop * VARLEN_STEP
     return fixed + passes * loop * rows(request) * width * request.dtype.itemsize / STREAM
+
+
+def _of_resets(request: Request) -> float:
+    if not request.resets:
+        return 0.0
+    fixed, step = RESETS, RESETS_STEP
+    if request.needs_grad:
+        fixed, step = RESETS_TRAINING, RESETS_STEP_TRAINING
+    return fixed + steps(request) * request.directions * step
 
 
 def _step_of(cell: str) -> tuple[float, float, int]:
