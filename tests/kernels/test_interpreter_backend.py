@@ -235,3 +235,38 @@ def test_many_networks_and_many_samples_are_one_launch(cell):
             )
         )
     torch.testing.assert_close(found[1], found[0], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", [fastrnn.LSTM, fastrnn.GRU, fastrnn.RNN])
+def test_a_batch_of_no_rows(kind, dtype):
+    for how in ({}, {"lengths": []}, {"resets": torch.zeros(5, 0, dtype=torch.bool)}):
+        layer = kind(3, 4, num_layers=2, bidirectional=True, backend="triton", dtype=dtype)
+        x = torch.randn(5, 0, 3, dtype=dtype, requires_grad=True)
+        output, final = layer(x, **how)
+        states = final if isinstance(final, tuple) else (final,)
+        assert output.shape == (5, 0, 8)
+        assert all(state.shape == (4, 0, 4) for state in states)
+        output.sum().backward()
+        assert x.grad.shape == x.shape
+        assert not any(weight.grad.any() for weight in layer.parameters())
+
+
+@pytest.mark.parametrize("kind", [fastrnn.LSTM, fastrnn.GRU, fastrnn.RNN])
+def test_rows_that_start_over_from_another_state(kind):
+    layer = kind(3, 5, num_layers=2, backend="triton").double()
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(5, 3, 3, dtype=torch.float64, generator=generator)
+    resets = torch.rand(5, 3, generator=generator) < 0.3
+    both = torch.randn(2, 2, 2, 3, 5, dtype=torch.float64, generator=generator).requires_grad_()
+    hx, fresh = ([*each.unbind()] for each in both)
+    if kind is not fastrnn.LSTM:
+        hx, fresh = hx[:1], fresh[:1]
+    found = []
+    for layer.backend in ("triton", "reference"):
+        as_hx = [tuple(each) if len(each) == 2 else each[0] for each in (hx, fresh)]
+        output, _ = layer(x, as_hx[0], lengths=[5, 2, 4], resets=resets, reset_state=as_hx[1])
+        leaves = [*hx, *fresh, *layer.parameters()]
+        found.append([output, *torch.autograd.grad(output.sin().sum(), leaves)])
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11)
