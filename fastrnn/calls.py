@@ -79,13 +79,13 @@ def run(
     key = None
     if torch.compiler.is_compiling():
         options, plans = constants(options), None
-    elif lengths is not None or resets is not None or reset_state is not None:
+    elif reset_state is not None:
         plans = None
     elif plans is not None and type(input) is torch.Tensor:
-        key = _key(input, hx, weights)
+        key = _key(input, hx, weights, marked=(lengths is not None, resets is not None))
         plan = plans.get(key) if key else None
         if plan is not None:
-            return _run_again(spec, plan, input, hx, weights, batch_first, options)
+            return _run_again(spec, plan, input, hx, weights, batch_first, lengths, resets, options)
     packed = isinstance(input, PackedSequence)
     if lengths is not None or resets is not None or reset_state is not None:
         masks.check_combination(
@@ -146,7 +146,11 @@ def run(
 
 
 def _key(
-    input: Tensor, hx: object, weights: Sequence[Tensor], packed: tuple[int, int] | None = None
+    input: Tensor,
+    hx: object,
+    weights: Sequence[Tensor],
+    packed: tuple[int, int] | None = None,
+    marked: tuple[bool, bool] = (False, False),
 ) -> tuple[object, ...] | None:
     """What is asked of a call that a layer's attributes leave open; None of an unusual one.
 
@@ -155,6 +159,7 @@ def _key(
         hx: as users give it.
         weights: flat.
         packed: T and B of a PackedSequence.
+        marked: whether there are lengths, and resets.
     """
     if (
         type(input) is not torch.Tensor
@@ -175,6 +180,7 @@ def _key(
     return (
         input.shape,
         packed,
+        marked,
         input.dtype,
         weights[0].dtype,
         None if on_cpu else input.device,
@@ -192,16 +198,26 @@ def _run_again(
     hx: Any,
     weights: Sequence[Tensor],
     batch_first: bool,
+    lengths: Lengths | None,
+    resets: Tensor | None,
     options: Options,
 ) -> tuple[Any, ...]:
-    """A call like one that was checked and decided; only its states may be wrong."""
-    batch = input.shape[0 if batch_first else 1]
+    """A call like one that was checked and decided; only its states and marks may be wrong."""
+    steps, batch = input.shape[:2]
+    if batch_first:
+        steps, batch = batch, steps
     if hx is None:
         states = _zero_states(spec, input, batch)
     else:
         states = checks.as_states(spec, hx, unbatched=False)
         checks.check_states(spec, states, batch)
-    call = StackCall(plan.request, input, None, states, weights, batch_first)
+    if lengths is not None:
+        lengths = masks.as_lengths(lengths, steps, batch, input.device, unbatched=False)
+    if resets is not None:
+        resets = masks.as_resets(
+            resets, steps, batch, input.device, batch_first=batch_first, unbatched=False
+        )
+    call = StackCall(plan.request, input, None, states, weights, batch_first, lengths, resets)
     made = _carry_out(spec, plan, call, options)
     return made.output, _paired(made.final)
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from fastrnn.backend import StackCall
 
+    Run = Callable[[StackCall], tuple[Tensor, ...]]
+
 
 class Parts(NamedTuple):
     """What B rows are cut up into: S parts, row after row, in the order of time."""
@@ -34,22 +36,21 @@ class Parts(NamedTuple):
     """(B,): which of them ends the row."""
 
 
-def run(
-    run_packed: Callable[[StackCall], tuple[Tensor, ...]], call: StackCall
-) -> tuple[Tensor, ...]:
-    """What `run_packed` returns for padded rows, with zeros past a row's length.
+def run(run_packed: Run, run_equal: Run, call: StackCall) -> tuple[Tensor, ...]:
+    """What comes of padded rows, with zeros past a row's length.
 
     Args:
         run_packed: takes the data of a PackedSequence.
+        run_equal: takes padded rows, all of T steps, to which the rest of the call comes down.
         call: padded, with `lengths`, of which some may be zero, or `resets`, in one direction then,
             or both.
     """
     first, second, _ = call.input.shape
     batch, steps = (first, second) if call.batch_first else (second, first)
     checks.check_tensors(call.input, call.hx, call.weights, steps)
+    if batch and _are_equal(call, steps):
+        return run_equal(call._replace(lengths=None, resets=None))
     parts = cut(call.lengths, call.resets, steps, batch)
-    if batch and _are_whole(call.lengths, parts, steps):
-        return _run_whole(run_packed, call, steps, batch)
     lengths, order = parts.length.sort(descending=True, stable=True)
     in_place = order.argsort().index_select(0, parts.last)
     row, begin = parts.row.index_select(0, order), parts.begin.index_select(0, order)
@@ -79,6 +80,13 @@ def run(
     return output.view(first, second, data.shape[1]), *final
 
 
+def _are_equal(call: StackCall, steps: int) -> bool:
+    """Whether every row has all steps, and none starts over but where it starts anyway."""
+    if call.lengths is not None and int(call.lengths.min()) < steps:
+        return False
+    return call.resets is None or not call.resets[1:].any()
+
+
 def cut(lengths: Tensor | None, resets: Tensor | None, steps: int, batch: int) -> Parts:
     """The parts of rows of these lengths, or of all steps, which start over where `resets` says.
 
@@ -103,22 +111,3 @@ def cut(lengths: Tensor | None, resets: Tensor | None, steps: int, batch: int) -
     if lengths is not None:
         end = torch.minimum(end, (every * steps + lengths).index_select(0, row))
     return Parts(row, begin, end - begin, last)
-
-
-def _are_whole(lengths: Tensor | None, parts: Parts, steps: int) -> bool:
-    """Whether every row is one part of all steps."""
-    uncut = len(parts.row) == len(parts.last)
-    return uncut and (lengths is None or int(lengths.min()) == steps)
-
-
-def _run_whole(
-    run_packed: Callable[[StackCall], tuple[Tensor, ...]], call: StackCall, steps: int, batch: int
-) -> tuple[Tensor, ...]:
-    """The same, where nothing is cut and no row ends early: nothing has to be put elsewhere."""
-    x = call.input.transpose(0, 1) if call.batch_first else call.input
-    sizes = torch.full((steps,), batch)
-    output, *final = run_packed(
-        call._replace(input=x.flatten(0, 1), batch_sizes=sizes, lengths=None, resets=None)
-    )
-    output = output.view(steps, batch, output.shape[1])
-    return output.transpose(0, 1) if call.batch_first else output, *final

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -39,6 +40,31 @@ def test_parts_are_what_lies_between_two_starts(
     assert list(zip(*(each.tolist() for each in parts[:3]), strict=True)) == want
     assert parts.last.tolist() == last
     assert resets is None or before is None or torch.equal(resets, before), "the user's own"
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_rows_of_all_steps_are_not_packed(
+    batch_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor are those that start over only where they start anyway."""
+    monkeypatch.setattr(packing, "cut", lambda *call: pytest.fail("cut up"))
+    resets = torch.zeros(5, 2, dtype=torch.bool)
+    resets[0, 1] = True
+    for layer, backend in ((fastrnn.GRU, "rows"), (fastrnn.LSTM, "onednn")):
+        module = layer(3, 4, 2, batch_first=batch_first, backend=backend)
+        x = torch.randn(2, 5, 3) if batch_first else torch.randn(5, 2, 3)
+        marks = resets.mT if batch_first else resets
+        made = [
+            module(x, **how)[0]
+            for how in (
+                {"lengths": [5, 5]},
+                {"resets": marks},
+                {"lengths": [5, 5], "resets": marks},
+            )
+        ]
+        module.backend = "aten"
+        for output in made:
+            torch.testing.assert_close(output, module(x)[0])
 
 
 def test_a_batch_of_no_rows() -> None:

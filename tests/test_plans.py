@@ -6,6 +6,7 @@ import copy
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -159,6 +160,59 @@ def test_what_a_call_brings_counts(asked: list[Request]) -> None:
     assert len(module(x, return_all_states=True)) == 3
     assert module(x[:, 0])[0].shape == (T, H)
     assert len(asked) == 5
+
+
+def test_calls_with_marks_are_planned_once_for_each_kind(asked: list[Request]) -> None:
+    x, resets = torch.randn(T, B, I), torch.zeros(T, B, dtype=torch.bool)
+    for batch_first in (False, True):
+        asked.clear()
+        module, plain = lstm(batch_first=batch_first), lstm(batch_first=batch_first)
+        plain.load_state_dict(module.state_dict())
+        own = (x.transpose(0, 1), resets.mT) if batch_first else (x, resets)
+        module(own[0])
+        for lengths in ([5, 3], torch.tensor([1, 4]), (0, 5)):
+            for how in ({"lengths": lengths}, {"lengths": lengths, "resets": own[1]}):
+                got = module(own[0], **how)
+                plain._plans = {}
+                torch.testing.assert_close(got, plain(own[0], **how))
+            resets[2, 1] = True
+        module(own[0], resets=own[1])
+        kinds = {(request.padded, request.resets) for request in asked}
+        assert len(module._plans) == len(kinds) == 4
+        resets[2, 1] = False
+
+
+def test_a_second_state_to_start_over_from_is_not_planned() -> None:
+    module, x, resets = lstm(), torch.randn(T, B, I), torch.zeros(T, B, dtype=torch.bool)
+    fresh = (torch.ones(1, 1, H),) * 2
+    for _ in range(2):
+        module(x, resets=resets)
+        module(x, resets=resets, reset_state=fresh)
+    assert len(module._plans) == 1
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"lengths": [T]},
+        {"lengths": [T + 1, 1]},
+        {"lengths": torch.tensor([1.0, 2.0])},
+        {"resets": torch.zeros(B, T, dtype=torch.bool)},
+        {"resets": torch.zeros(T, B)},
+    ],
+    ids=["number", "too long", "floats", "shape", "no bools"],
+)
+def test_wrong_marks_are_refused_as_in_a_first_call(how: dict[str, Any]) -> None:
+    x, refused = torch.randn(T, B, I), []
+    right = {"lengths": [T] * B} if "lengths" in how else {"resets": torch.zeros(T, B).bool()}
+    for calls_before in (0, 1):
+        module = lstm()
+        for _ in range(calls_before):
+            module(x, **right)
+        with pytest.raises((TypeError, ValueError)) as error:
+            module(x, **how)
+        refused.append((type(error.value), str(error.value)))
+    assert refused[0] == refused[1]
 
 
 def test_other_plugins_and_measurements_count(asked: list[Request]) -> None:

@@ -57,7 +57,17 @@ class OnednnBackend(StackBackend):
 
     def run(self, call: StackCall) -> tuple[Tensor, ...]:
         """Pack padded rows, and run rectangles."""
-        return _run_packed(call) if call.batch_sizes is not None else packing.run(_run_packed, call)
+        if call.batch_sizes is not None:
+            return _run_packed(call)
+        return packing.run(_run_packed, _run_equal, call)
+
+
+def _run_equal(call: StackCall) -> tuple[Tensor, ...]:
+    request = call.request
+    return torch.lstm(
+        call.input, call.hx, list(call.weights), request.bias, request.num_layers, request.dropout,
+        request.training, request.bidirectional, call.batch_first,
+    )  # fmt: skip
 
 
 def _run_packed(call: StackCall) -> tuple[Tensor, ...]:

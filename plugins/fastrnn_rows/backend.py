@@ -59,7 +59,7 @@ class RowsBackend(StackBackend):
     def run(self, call: StackCall) -> tuple[Tensor, ...]:
         """Packed rows as they are, rows of one length as if they were packed."""
         if call.lengths is not None or call.resets is not None:
-            return packing.run(_run_packed, call)
+            return packing.run(_run_packed, _run_equal, call)
         return _run_packed(call) if call.batch_sizes is not None else _run_equal(call)
 
 
