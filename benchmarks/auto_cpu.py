@@ -32,7 +32,7 @@ from benchmarks.auto_cases import (
     KINDS,
     MODES,
     Case,
-    assert_agree,
+    assert_right,
     expected_seconds,
     grid,
     pair,
@@ -161,7 +161,7 @@ def measure_again_if_behind(case: Case, seconds: float) -> dict[str, Any]:
 def measure(case: Case, seconds: float) -> dict[str, Any]:
     """Ratios of fastrnn and of torch.nn itself to torch.nn, and which backend `auto` took."""
     theirs, ours, backend = pair(case)
-    found = pairs.measure(theirs, ours, seconds, partial(assert_agree, case))
+    found = pairs.measure(theirs, ours, seconds, partial(assert_right, case, backend))
     return {
         "backend": backend,
         "torch_nn_us": found.theirs_us,

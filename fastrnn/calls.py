@@ -185,7 +185,7 @@ def _key(
         weights[0].dtype,
         None if on_cpu else input.device,
         torch.get_num_threads() if on_cpu else float32_precision(),
-        torch.is_grad_enabled() and _any_requires_grad(input, states, weights),
+        _gradients(input, states, weights),
         registry().generation,
         current_override(),
     )
@@ -311,7 +311,7 @@ def make_request(
         batch, seq_len, _ = input.shape
     else:
         seq_len, batch, _ = input.shape
-    needs_grad = torch.is_grad_enabled() and _any_requires_grad(input, states, weights)
+    needs_grad, frozen = _gradients(input, states, weights)
     dtype = input.dtype
     if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
@@ -343,6 +343,7 @@ def make_request(
         options.zoneout != (0.0, 0.0),
         needs_grad and options.error_clip > 0,
         not compiling and is_transformed(input, states, weights),
+        frozen,
     )
 
 
@@ -355,13 +356,17 @@ def _as_constant(field: object) -> object:
     return field
 
 
-def _any_requires_grad(input: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> bool:
-    if input.requires_grad:
-        return True
+def _gradients(
+    input: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]
+) -> tuple[bool, bool]:
+    """Whether one is needed, and whether that is none of a weight."""
+    if not torch.is_grad_enabled():
+        return False, False
     for weight in weights:
         if weight.requires_grad:
-            return True
-    return any(state.requires_grad for state in states)
+            return True, False
+    needed = input.requires_grad or any(state.requires_grad for state in states)
+    return needed, needed
 
 
 def _plan(

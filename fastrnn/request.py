@@ -105,6 +105,8 @@ class Request(NamedTuple):
     transformed: bool = False
     """Under `torch.func.vmap`, where T and B are those of one of many, or forward-mode derivatives:
     what fastrnn knows to do with a layer, and torch with its own operations."""
+    frozen: bool = False
+    """A gradient is needed, and none of a weight: of the input or of the initial states only."""
 
     @property
     def gates(self) -> int:
@@ -153,6 +155,7 @@ class Request(NamedTuple):
             "transformed" if self.transformed else "",
             "forward and backward" if self.needs_grad else "forward only",
             f"recompute={self.recompute}" if self.recompute else "",
+            "weights frozen" if self.frozen else "",
             "eval mode" if not self.training else "",
             "torch.compile" if self.compiling else "",
         ]

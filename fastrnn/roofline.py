@@ -43,6 +43,13 @@ def cpu_product(request: Request) -> float:
     return max(arithmetic / threads, weights * size / CPU_BYTES)
 
 
+def cpu_input_product(request: Request) -> float:
+    """Seconds of one step's product with the inputs on the CPU, of the first layer."""
+    weights = request.gates * request.hidden_size * request.input_size * request.directions
+    arithmetic = 2 * rows(request) * weights / (CPU_OPERATIONS * 4 / request.dtype.itemsize)
+    return arithmetic / max(request.threads, 1)
+
+
 def cpu_step(request: Request) -> float:
     """The same where weights are fetched for each product, as for those of torch and NumPy."""
     size = recurrent_weights(request) * request.dtype.itemsize

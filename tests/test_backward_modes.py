@@ -172,3 +172,31 @@ def test_frozen_weights_have_no_products(
     # each direction's dW_hh is two: the steps that follow another, and those that follow h0
     assert (dx, dw_ih, dw_hh) == (*PRODUCTS[frozen][:2], 4 * PRODUCTS[frozen][2])
     assert len(shapes) == 2 + dx + dw_ih + dw_hh
+
+
+@pytest.mark.parametrize("kind", [fastrnn.LSTM, fastrnn.RNN])
+def test_a_request_says_that_no_weight_has_a_gradient(kind: type) -> None:
+    """And whoever forms none of them then expects to take less; oneDNN forms them all."""
+    layer, x = kind(64, 64), torch.randn(20, 8, 64)
+
+    def asked(*wanted: str) -> fastrnn.Decision:
+        for name, parameter in layer.named_parameters():
+            parameter.requires_grad_(name in wanted)
+        return fastrnn.explain(layer, x.requires_grad_("x" in wanted))
+
+    def seconds(decision: fastrnn.Decision) -> dict[str, float]:
+        return {each.name: each.cost.seconds for each in decision.candidates if each.cost}
+
+    assert not asked().request.frozen
+    assert not asked("x", "bias_hh_l0").request.frozen
+    assert not asked("weight_ih_l0").request.frozen
+    with torch.no_grad():
+        assert not asked("x").request.frozen
+    frozen, whole = asked("x"), asked("x", "weight_hh_l0")
+    assert frozen.request.frozen
+    assert "weights frozen" in str(frozen)
+    assert "weights frozen" not in str(whole)
+    before, after = seconds(whole), seconds(frozen)
+    assert after["rows"] < before["rows"]
+    assert after["reference"] < before["reference"]
+    assert (after["aten"] < before["aten"]) == (kind is fastrnn.RNN)

@@ -97,6 +97,7 @@ OTHERS = {
     "dropout": None, "training": None, "compiling": None, "seq_len": None, "batch": None,
     "recompute": 128, "padded": True, "resets": True, "all_states": True,
     "recurrent_dropout": True, "zoneout": True, "error_clip": True, "transformed": True,
+    "frozen": True,
 }  # fmt: skip
 
 

@@ -120,7 +120,7 @@ DAMAGES = {
 def test_a_file_from_before_a_request_had_all_its_fields_goes_on_to_count():
     path = remember().path
     content = json.loads(path.read_text())
-    for name in ("padded", *OPTIONS, "transformed"):
+    for name in ("padded", *OPTIONS, "transformed", "frozen"):
         del content["problems"][0][name]
     path.write_text(json.dumps(content))
     assert read_anew() == SECONDS

@@ -153,13 +153,14 @@ def test_what_a_call_brings_counts(asked: list[Request]) -> None:
     module.requires_grad_(False)
     assert not module(x)[0].requires_grad
     assert module(x, (h, c))[0].requires_grad
+    assert asked[-1].frozen
     assert module(x.clone().requires_grad_())[0].requires_grad
     lengths = torch.tensor([5, 3])
     assert not module(x, lengths=lengths)[0][3:, 1].any()
     assert module(x)[0][3:, 1].all()
     assert len(module(x, return_all_states=True)) == 3
     assert module(x[:, 0])[0].shape == (T, H)
-    assert len(asked) == 5
+    assert len(asked) == 6
 
 
 def test_calls_with_marks_are_planned_once_for_each_kind(asked: list[Request]) -> None:

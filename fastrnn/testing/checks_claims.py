@@ -34,6 +34,7 @@ HOSTILE: tuple[dict[str, Any], ...] = (
     {"hidden_size": 1, "input_size": 1, "batch": 1, "seq_len": 1},
     {"num_layers": 50, "dropout": 0.5},
     {"transformed": True},
+    {"frozen": True},
     {"recompute": 1000},
     {"varlen": True, "padded": True, "compiling": True, "seq_len": None, "batch": None},
     dict.fromkeys(OPTIONS, True),

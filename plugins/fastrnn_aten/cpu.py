@@ -11,7 +11,15 @@ from __future__ import annotations
 import torch
 
 from fastrnn.request import Cost, Request
-from fastrnn.roofline import CPU_BYTES, cpu_product, cpu_step, recurrent_weights, rows, steps
+from fastrnn.roofline import (
+    CPU_BYTES,
+    cpu_input_product,
+    cpu_product,
+    cpu_step,
+    recurrent_weights,
+    rows,
+    steps,
+)
 
 CALL, CALL_TRAINING = 20e-6, 90e-6
 STEP, STEP_TRAINING = 3e-6, 19e-6
@@ -39,6 +47,8 @@ def estimate(request: Request) -> Cost:
     if by_onednn:
         passes = 3 if request.needs_grad else 1
         seconds = CALL + loop * (ONEDNN_STEP + 0.5 * passes * cpu_product(request))
+        if request.frozen:  # it forms the gradients of weights all the same, with inputs and all
+            seconds += loop * 0.5 * cpu_input_product(request)
         return Cost(seconds + _laying_out(request), "oneDNN")
     why = "ATen's loop" + (", differentiated step by step" if request.needs_grad else "")
     return Cost(_loop(request, cpu_step(request)), why)
@@ -64,9 +74,10 @@ def _loop(request: Request, product: float) -> float:
     gated = request.cell in ("lstm", "gru")
     if not request.needs_grad:
         return CALL + loop * ((LSTM_STEP if gated else STEP) + product)
-    # autograd adds dW_hh up step by step, reading and writing all of it each time
-    accumulate = 2 * recurrent_weights(request) * request.dtype.itemsize / CPU_BYTES
-    step = (LSTM_STEP_TRAINING if gated else STEP_TRAINING) + 3 * product + accumulate
+    step = (LSTM_STEP_TRAINING if gated else STEP_TRAINING) + 2 * product
+    if not request.frozen:
+        # autograd adds dW_hh up step by step, reading and writing all of it each time
+        step += product + 2 * recurrent_weights(request) * request.dtype.itemsize / CPU_BYTES
     return CALL_TRAINING + loop * step
 
 

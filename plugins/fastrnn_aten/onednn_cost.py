@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from fastrnn.request import Cost
-from fastrnn.roofline import rows, steps
+from fastrnn.roofline import CPU_CACHE, CPU_MEMORY, rows, steps
 from fastrnn_aten import cpu
 from fastrnn_aten.cpu import ONEDNN_STEP, packed_rows
 
@@ -46,8 +46,20 @@ def estimate(request: Request) -> Cost:
     seconds = CALL_TRAINING if request.needs_grad else CALL
     places = packed_rows(request) if request.varlen else rows(request) * length
     seconds += layers * ((calls + frozen) * call + places * row)
+    seconds += layers * length * _waiting(request, places / length * row)
     seconds += ONEDNN_STEP * steps(request) * request.directions
     return Cost(seconds, f"oneDNN, about {calls:.0f} rectangles of steps and rows")
+
+
+def _waiting(request: Request, work: float) -> float:
+    """Seconds that a step of so much work waits for W_hh, where no cache holds it.
+
+    Not added in training, whose constants were fitted with it.
+    """
+    size = 4 * request.hidden_size**2 * request.dtype.itemsize
+    if request.needs_grad or size <= CPU_CACHE:
+        return 0.0
+    return max(size / CPU_MEMORY - work, 0.0)
 
 
 def spare(request: Request) -> float:

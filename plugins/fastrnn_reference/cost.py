@@ -48,12 +48,13 @@ def estimate(request: Request) -> Cost:
     gates = cell_of(request.cell).gates
     product = cpu_step(request) * gates / request.gates
     if request.needs_grad:
-        step = fixed_training + 3 * product
+        step = fixed_training + (2 if request.frozen else 3) * product
         array = rows(request) * gates * request.hidden_size * request.dtype.itemsize
         step += _replays(request) * (fixed + product)
         step += passes * array / STREAM
         # the weights and their gradients pass through the cache once, however short the sequence
-        weights = 3 * recurrent_weights(request) * request.num_layers * request.dtype.itemsize
+        weights = recurrent_weights(request) * request.num_layers * request.dtype.itemsize
+        weights *= 1 if request.frozen else 3
         call = CALL_TRAINING + weights / CPU_BYTES
         why = "hand-written BPTT, weight gradients in one product"
     else:

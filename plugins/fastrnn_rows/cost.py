@@ -63,9 +63,11 @@ def estimate(request: Request) -> Cost:
         seconds += loop.call + UNEQUAL * unequal + number * (loop.step + forward)
         return Cost(MARGIN * seconds, "Python steps over the rows that go on")
     array = share * rows(request) * request.gates * request.hidden_size * size
-    step = loop.step_training + forward + 2 * product + loop.passes * array / STREAM
+    back = (1 if request.frozen else 2) * product
+    step = loop.step_training + forward + back + loop.passes * array / STREAM
     # the weights and their gradients pass through the cache once, however short the sequence
-    weights = 3 * recurrent_weights(request) * request.num_layers * size / CPU_BYTES
+    weights = recurrent_weights(request) * request.num_layers * size / CPU_BYTES
+    weights *= 1 if request.frozen else 3
     seconds += loop.call_training + UNEQUAL_TRAINING * unequal + weights + number * step
     return Cost(
         MARGIN * seconds,
