@@ -132,7 +132,7 @@ def minutes(cases: list[Case], seconds: float) -> float:
     for case in cases:
         once = expected_seconds(case)
         if once > pairs.ENDLESS_SECONDS:
-            calls = 4
+            calls = 5
         elif once > pairs.LONG_SECONDS:
             calls = 3 + 4 * max(3, round(seconds / (4 * once)))
         else:

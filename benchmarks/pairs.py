@@ -21,7 +21,7 @@ SAMPLE_SECONDS = 2e-3
 LONG_SECONDS = 0.2
 """A call above this is measured in three rounds or more, not in seven or more."""
 ENDLESS_SECONDS = 1.0
-"""A call above this is measured in a single round, of which the first calls are part."""
+"""A call above this is measured in a single round, of which our first call is part."""
 
 
 class Found(NamedTuple):
@@ -45,8 +45,8 @@ def measure(
     Short calls: each round runs two modules of either kind, in random order: whoever shares memory,
     or runs more often, finds more in the caches. Calls above `LONG_SECONDS`: theirs, ours twice,
     theirs again, of another module: what drifts evenly hits both alike. Above `ENDLESS_SECONDS`
-    the same, once, with one module of either kind, cold: what a first call does once for all is
-    nothing beside such a call, and it comes on both sides.
+    ours, theirs, ours, theirs, once, after a call of theirs: the first of all touches memory that
+    those after it find, which takes up to a quarter of it.
 
     Args:
         theirs: makes a module of the baseline and returns the call that is timed.
@@ -61,7 +61,8 @@ def measure(
     compare(want, got)
     del want, got  # as large as a call's memory
     if first > ENDLESS_SECONDS:
-        return evaluate([[first, second, *in_order([other, base])]])
+        middle, fourth, last = in_order([base, other, base])
+        return evaluate([[middle, second, fourth, last]])
     if first > LONG_SECONDS:
         turns = [base, other, other, theirs()]
         turns[-1]()
