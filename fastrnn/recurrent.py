@@ -314,7 +314,7 @@ def explain(
         hx: as for the call.
         lengths: as for the call; only whether there are some counts.
         resets: as for the call; only whether there are some counts.
-        reset_state: as for the call.
+        reset_state: as for the call, which has twice as many rows with it.
         return_all_states: as for the call.
 
     Raises:
