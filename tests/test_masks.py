@@ -143,7 +143,7 @@ def test_explain_and_reasons_of_resets() -> None:
     assert not request.stacks_plainly
     assert request._replace(resets=False).stacks_plainly
     assert "layers=2, resets, forward and backward" in str(decision)
-    assert decision.backend == "reference"
+    assert decision.backend == "onednn"
     (aten,) = (c for c in decision.candidates if c.name == "aten")
     (reason,) = aten.reasons
     assert reason.startswith("resets were given; torch would have to cut up, sort, pack and copy")
