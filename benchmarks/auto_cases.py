@@ -178,15 +178,19 @@ def assert_agree(case: Case, theirs: object, ours: object) -> None:
     if case.mode == "step":
         want, got = want[:1], got[:1]
     assert len(want) == len(got), f"{len(got)} results, expected {len(want)}"
-    allowed = testing.tolerance(want[0].dtype, case.T)
-    for number, (one, other) in enumerate(zip(want, got, strict=True)):
-        largest = one.abs().max().item()
-        if case.mode == "train":
-            bound = 2 * allowed.gradient * largest
-        else:
-            bound = 2 * allowed.output * max(1.0, largest)
-        error = (other.reshape(one.shape) - one).abs().max().item()
-        assert error <= bound, f"result {number} is off by {error:.2g}, {bound:.2g} allowed"
+    got = [each.reshape(one.shape) for each, one in zip(got, want, strict=True)]
+    allowed = testing.Tolerance(*(2 * each for each in testing.tolerance(want[0].dtype, case.T)))
+    differences = testing.compare(_as_result(case, got), _as_result(case, want), allowed)
+    wrong = [each for each in differences if not each.within]
+    assert not wrong, "; ".join(
+        f"{each.name} is off by {each.error:.2g}, {each.allowed:.2g} allowed" for each in wrong
+    )
+
+
+def _as_result(case: Case, made: list[Tensor]) -> testing.Result:
+    if case.mode == "train":
+        return testing.Result(torch.empty(0), (), dict(zip(map(str, range(9)), made, strict=False)))
+    return testing.Result(made[0], tuple(made[1:]), {})
 
 
 def tensors(made: Any) -> list[Tensor]:

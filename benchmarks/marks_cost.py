@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 import fastrnn
 from benchmarks import auto_cases, pairs
+from benchmarks.auto_cpu import positive
 from fastrnn import bench_cases, benchmark
 from fastrnn.bench import as_installed
 from fastrnn.dispatch import AUTO
@@ -41,7 +42,7 @@ MARKS = ("lengths of T", "lengths to T", "no resets", "resets / 100", "resets / 
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(prog="marks_cost", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=positive, default=torch.get_num_threads())
     parser.add_argument("--seconds", type=float, default=0.1, help="per figure, about (see pairs)")
     parser.add_argument("--out", type=Path, help="JSON")
     parser.add_argument("--cell", choices=CELLS, action="append", help="more than once for more")

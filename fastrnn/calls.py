@@ -110,12 +110,9 @@ def run(
         states = _zero_states(spec, input, batch)
     else:
         checks.check_states(spec, states, batch)
-    if lengths is not None:
-        lengths = masks.as_lengths(lengths, steps, batch, input.device, unbatched=unbatched)
-    if resets is not None:
-        resets = masks.as_resets(
-            resets, steps, batch, input.device, batch_first=batch_first, unbatched=unbatched
-        )
+    lengths, resets = masks.as_marks(
+        lengths, resets, steps, batch, input.device, batch_first=batch_first, unbatched=unbatched
+    )
     twice = None
     if reset_state is not None:
         assert resets is not None
@@ -211,12 +208,9 @@ def _run_again(
     else:
         states = checks.as_states(spec, hx, unbatched=False)
         checks.check_states(spec, states, batch)
-    if lengths is not None:
-        lengths = masks.as_lengths(lengths, steps, batch, input.device, unbatched=False)
-    if resets is not None:
-        resets = masks.as_resets(
-            resets, steps, batch, input.device, batch_first=batch_first, unbatched=False
-        )
+    lengths, resets = masks.as_marks(
+        lengths, resets, steps, batch, input.device, batch_first=batch_first, unbatched=False
+    )
     call = StackCall(plan.request, input, None, states, weights, batch_first, lengths, resets)
     made = _carry_out(spec, plan, call, options)
     return made.output, _paired(made.final)

@@ -150,6 +150,20 @@ def as_resets(
     return resets.to(device).contiguous()
 
 
+def as_marks(
+    lengths: Lengths | None, resets: Tensor | None, steps: int, batch: int, device: torch.device,
+    *, batch_first: bool, unbatched: bool,
+) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
+    """`as_lengths` and `as_resets` of those that are given."""
+    if lengths is not None:
+        lengths = as_lengths(lengths, steps, batch, device, unbatched=unbatched)
+    if resets is not None:
+        resets = as_resets(
+            resets, steps, batch, device, batch_first=batch_first, unbatched=unbatched
+        )
+    return lengths, resets
+
+
 def zero_past(x: Tensor, lengths: Tensor) -> Tensor:
     """X (T, B, I) with zeros in place of whatever is past a row's length, NaN too."""
     over = torch.arange(x.shape[0], device=x.device).unsqueeze(1) >= lengths

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fastrnn.backend import StackCall
+    from fastrnn.request import Request
 
     Run = Callable[[StackCall], tuple[Tensor, ...]]
 
@@ -34,6 +35,13 @@ class Parts(NamedTuple):
     """(S,): its steps; zero of a row of no steps."""
     last: Tensor
     """(B,): which of them ends the row."""
+
+
+def reasons(request: Request) -> list[str]:
+    """What speaks against rows that are packed here."""
+    if request.resets and request.bidirectional:
+        return ["resets cut up rows, for each of two directions elsewhere"]
+    return []
 
 
 def run(run_packed: Run, run_equal: Run, call: StackCall) -> tuple[Tensor, ...]:

@@ -57,5 +57,5 @@ def test_a_wrong_result_has_no_figure(small: None, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(packing, "cut", wrong)
     how = ["--cell", "gru", "--mode", "forward", "--backend", "rows", "--seconds", "0"]
     assert marks_cost.main([*how, "--mark", "no resets"]) == 0
-    with pytest.raises(AssertionError, match="result 1 is off by"):
+    with pytest.raises(AssertionError, match=r"state\[0\] is off by"):
         marks_cost.main([*how, "--mark", "lengths to T"])

@@ -12,6 +12,7 @@ import torch
 from fastrnn import packing
 from fastrnn.backend import StackBackend
 from fastrnn_aten import onednn_cost, rectangles
+from fastrnn_aten.backend import AtenBackend
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +36,7 @@ class OnednnBackend(StackBackend):
 
     def can_run(self, request: Request) -> list[str]:
         """What `torch.lstm` gives to oneDNN, where there are lengths."""
-        reasons = []
+        reasons = packing.reasons(request)
         if request.device != "cpu":
             reasons.append(f"device is {request.device}; needs cpu")
         if request.cell != "lstm" or request.proj_size:
@@ -45,8 +46,6 @@ class OnednnBackend(StackBackend):
             reasons.append(f"dtype is {request.dtype}; needs torch.float32")
         if not (request.varlen or request.resets):
             reasons.append("all rows have the same length, which is aten's work")
-        if request.resets and request.bidirectional:
-            reasons.append("resets cut up rows, for each of two directions elsewhere")
         if request.compiling:
             reasons.append("rows are sorted and cut up by their lengths, which no graph knows")
         return reasons
@@ -59,15 +58,7 @@ class OnednnBackend(StackBackend):
         """Pack padded rows, and run rectangles."""
         if call.batch_sizes is not None:
             return _run_packed(call)
-        return packing.run(_run_packed, _run_equal, call)
-
-
-def _run_equal(call: StackCall) -> tuple[Tensor, ...]:
-    request = call.request
-    return torch.lstm(
-        call.input, call.hx, list(call.weights), request.bias, request.num_layers, request.dropout,
-        request.training, request.bidirectional, call.batch_first,
-    )  # fmt: skip
+        return packing.run(_run_packed, AtenBackend().run, call)
 
 
 def _run_packed(call: StackCall) -> tuple[Tensor, ...]:

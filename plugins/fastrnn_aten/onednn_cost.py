@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from fastrnn.request import Cost
-from fastrnn.roofline import CPU_CACHE, CPU_MEMORY, rows, steps
+from fastrnn.roofline import CPU_CACHE, CPU_MEMORY, recurrent_weights, rows, steps
 from fastrnn_aten import cpu
 from fastrnn_aten.cpu import ONEDNN_STEP, packed_rows
 
@@ -56,7 +56,7 @@ def _waiting(request: Request, work: float) -> float:
 
     Not added in training, whose constants were fitted with it.
     """
-    size = 4 * request.hidden_size**2 * request.dtype.itemsize
+    size = recurrent_weights(request) // request.directions * request.dtype.itemsize
     if request.needs_grad or size <= CPU_CACHE:
         return 0.0
     return max(size / CPU_MEMORY - work, 0.0)

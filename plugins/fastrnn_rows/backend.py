@@ -37,7 +37,7 @@ class RowsBackend(StackBackend):
 
     def can_run(self, request: Request) -> list[str]:
         """What the loops do not cover."""
-        reasons = []
+        reasons = packing.reasons(request)
         if request.device != "cpu":
             reasons.append(f"device is {request.device}; needs cpu")
         if request.cell not in LOOPS:
@@ -46,8 +46,6 @@ class RowsBackend(StackBackend):
             reasons.append(f"proj_size is {request.proj_size}; it has no projections")
         if request.dtype not in DTYPES:
             reasons.append(f"dtype is {request.dtype}; needs torch.float32 or torch.float64")
-        if request.resets and request.bidirectional:
-            reasons.append("resets cut up rows, for each of two directions elsewhere")
         if request.compiling:
             reasons.append("its steps are Python, which a graph would have one by one")
         return reasons
