@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import struct
 import subprocess
 import tempfile
 import time
@@ -31,6 +32,10 @@ _TABLE_KERNELS: dict[Direction, Any] = {
     "forward": table.forward_from_table,
     "backward": table.backward_from_table,
 }
+_INSTRUCTION_BYTES = 16
+"""Of each machine instruction, on every NVIDIA GPU from Volta on."""
+_EXECUTABLE = 0x4
+"""The flag of an ELF file's section that is code."""
 _INT64 = ("reverse", "stride_t", "stride_b", "stride_g")
 _INT32 = ("T", "B", "G", "t", "t_begin", "t_end", "done_begin", "done_end", "index")
 
@@ -172,7 +177,7 @@ def _resources(asm: dict[str, Any]) -> tuple[int | None, int | None]:
         ]
         registers, spilled = (int(match[1]) if match else None for match in found)
         return registers, spilled
-    text = _cuobjdump(asm["cubin"], "-res-usage")
+    text = _resource_usage(asm["cubin"])
     usage = re.search(r"REG:(\d+) STACK:(\d+)", text)
     local = re.search(r"LOCAL:(\d+)", text)
     if usage is None or local is None:
@@ -180,20 +185,31 @@ def _resources(asm: dict[str, Any]) -> tuple[int | None, int | None]:
     return int(usage[1]), int(usage[2]) + int(local[1])
 
 
-def _instructions(asm: dict[str, Any]) -> int:
-    """Machine instructions, which a change that undoes an optimisation shows in."""
-    if "cubin" not in asm:
-        return len(re.findall(r"^\t[a-z]+_\w+", asm["amdgcn"], re.MULTILINE))
-    return len(re.findall(r"/\*[0-9a-f]{4,}\*/ ", _cuobjdump(asm["cubin"], "-sass")))
-
-
-def _cuobjdump(cubin: bytes, option: str) -> str:
+def _resource_usage(cubin: bytes) -> str:
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [str(tool), option, file.name]
+        command = [str(tool), "-res-usage", file.name]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def _instructions(asm: dict[str, Any]) -> int:
+    """Machine instructions, which a change that undoes an optimisation shows in."""
+    if "cubin" not in asm:
+        return len(re.findall(r"^\t[a-z]+_\w+", asm["amdgcn"], re.MULTILINE))
+    return _executable_bytes(asm["cubin"]) // _INSTRUCTION_BYTES
+
+
+def _executable_bytes(elf: bytes) -> int:
+    """Size of a 64-bit ELF file's code; disassembling it, to count, takes as long as the rest."""
+    (table_begin,) = struct.unpack_from("<Q", elf, 0x28)
+    entry_bytes, entries = struct.unpack_from("<HH", elf, 0x3A)
+    sections = [
+        struct.unpack_from("<IIQQQQ", elf, table_begin + number * entry_bytes)
+        for number in range(entries)
+    ]
+    return sum(size for _, _, flags, _, _, size in sections if flags & _EXECUTABLE)
 
 
 def record(path: Path, chosen: Mapping[str, Iterable[Spec]]) -> None:

@@ -1,7 +1,8 @@
+import dataclasses
 import faulthandler
+import functools
 import importlib.util
 import os
-from functools import partial
 from inspect import ismodule
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,11 +13,12 @@ pytest.register_assert_rewrite("gpu_cases", "interpreter_cases")  # as in a test
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _language_prepared_once():
-    """Have the interpreter put its own functions into triton.language once, not at every call.
+def _interpreter_spared():
+    """Have the interpreter do once what it does at every call, and leave out what finds nothing.
 
     It looks through the whole language whenever one jitted function calls another, which is half of
-    the time that these tests take. A process that interprets has no other use for the language.
+    the time that these tests take; a process that interprets has no other use for the language.
+    Then it looks whether any sum of indices overflows: of tensors as small as these none does.
     """
     if os.environ.get("TRITON_INTERPRET") != "1":
         yield
@@ -32,8 +34,19 @@ def _language_prepared_once():
         assert any(value in (tl, tl.core) for value in fn.__globals__.values() if ismodule(value))
         return interpreter._LangPatchScope()
 
+    original = interpreter._get_np_dtype
+    of_number = functools.cache(original)
+
+    def np_dtype(of):
+        # a pointer's type has no hash
+        return original(of) if of.scalar.is_ptr() else of_number(of.scalar)
+
+    builder = interpreter.interpreter_builder
+    unchecked = dataclasses.replace(builder.options, sanitize_overflow=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(interpreter, "_patch_lang", prepared)
+        patch.setattr(interpreter, "_get_np_dtype", np_dtype)
+        patch.setattr(builder, "options", unchecked)
         yield
     scope.restore()
 
@@ -79,7 +92,7 @@ def regime(request, monkeypatch):
     if request.param == "graph":
         monkeypatch.setattr(enqueue, "INTERPRETED", False)
         monkeypatch.setattr(enqueue, "MIN_STEPS_FOR_GRAPH", 1)
-    monkeypatch.setattr(backend, "_found", partial(tiles_of, request.param))
+    monkeypatch.setattr(backend, "_found", functools.partial(tiles_of, request.param))
     return request.param
 
 
