@@ -305,6 +305,28 @@ def test_auto_takes_it_for_training_and_where_the_product_of_a_step_counts(
 
 
 @pytest.mark.parametrize(
+    ("kind", "steps", "batch", "hidden", "one_thread", "two_threads"),
+    [
+        (fastrnn.RNN, 100, 8, 1024, "rows", "aten"),  # whose few rows as they lie take both
+        (fastrnn.RNN, 100, 32, 1024, "rows", "rows"),
+        (fastrnn.LSTM, 100, 32, 512, "rows", "rows"),  # not oneDNN's, which has padded rows only
+        (fastrnn.LSTM, 512, 32, 256, "rows", "onednn"),
+    ],
+)
+def test_two_threads_choose_anew(
+    kind: Any, steps: int, batch: int, hidden: int, one_thread: str, two_threads: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    lengths = torch.linspace(steps, 1, batch).round().long()
+    packed = pack_padded_sequence(torch.empty(steps, batch, hidden), lengths)
+    layer = kind(hidden, hidden)
+    for threads, backend in ((1, one_thread), (2, two_threads)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        with torch.no_grad():
+            assert fastrnn.explain(layer, packed).backend == backend
+
+
+@pytest.mark.parametrize(
     ("layer", "x", "message"),
     [
         (fastrnn.RNN(3, 4, nonlinearity="sigmoid"), torch.empty(5, 2, 3), "cell is rnn_sigmoid"),

@@ -22,6 +22,8 @@ RELAID, RELAID_HALVED, RELAID_TRAINING = 4e9, 1.5e7, 1e9
 and the rate in training, with their gradients."""
 OPERATIONS = 1.6e11
 """Of its products on one core, a second."""
+SHARED = 0.75
+"""What several threads take forward, beside what BLAS, which gains less from them, is taken to."""
 UNIT, UNIT_TRAINING = 4e-9, 15e-9
 """Seconds of a hidden unit's gates and states, in one step of one row."""
 ALONE = 1.1
@@ -77,4 +79,5 @@ def _call_and_row(request: Request) -> tuple[float, float]:
         call = RECTANGLE_TRAINING + weights * size / RELAID_TRAINING
         return call, 3 * product + UNIT_TRAINING * hidden
     relaid = weights * size / RELAID * (1 + weights * size / RELAID_HALVED)
-    return RECTANGLE + relaid, product + UNIT * hidden
+    gained = SHARED if request.threads > 1 else 1.0
+    return RECTANGLE + relaid, gained * (product + UNIT * hidden)

@@ -39,6 +39,9 @@ STREAM = 8e9
 """Bytes a second of such a pass."""
 TURNING, TURNED = 2.5e9, 0.8
 """Bytes a second at which W_hh is turned over, and what share of itself the product then takes."""
+PAGE, SEVERAL = 4096, 8
+"""Bytes of a row of W_hh from which it gains nothing with several threads, unless a step has so
+many rows: BLAS deals out W_hh among threads as it lies, but not W_hh^T."""
 UNEQUAL, UNEQUAL_TRAINING = 100e-6, 150e-6
 """Of finding where rows of different lengths end."""
 PACKING, PACKING_PASSES = 200e-6, 2
@@ -54,10 +57,12 @@ def estimate(request: Request) -> Cost:
     number = steps(request) * request.directions
     share = 0.5 if unequal else 1.0
     product, size = share * cpu_step(request), request.dtype.itemsize
-    forward = share * beside_onednn(request) if request.cell == "lstm" else product
+    rival_is_onednn = request.cell == "lstm" and not request.varlen
+    forward = share * beside_onednn(request) if rival_is_onednn else product
     seconds = _packing(request) if request.padded or request.resets else 0.0
     if _turns(request, share):
-        forward *= TURNED
+        page = request.hidden_size * size >= PAGE and share * rows(request) < SEVERAL
+        forward *= 1.0 if page and request.threads > 1 else TURNED
         seconds += recurrent_weights(request) * request.num_layers * size / TURNING
     if not request.needs_grad:
         seconds += loop.call + UNEQUAL * unequal + number * (loop.step + forward)
