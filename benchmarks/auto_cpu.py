@@ -11,6 +11,8 @@ more than twice its noise.
 No case has a figure whose results differ: it is a failed one.
 
 `--out` is written after every case, and a run goes on with what it finds there. Ctrl-C ends it.
+With `--costs-changed` it may be of another commit that differs in what `auto` chooses: cases that
+go to the same backend as then keep their figures, and have that commit beside them.
 """
 
 from __future__ import annotations
@@ -53,7 +55,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     torch.set_num_threads(options.threads)
     try:
-        result = resume(options.out, {"environment": environment(), "rows": []})
+        new = {"environment": environment(), "rows": []}
+        with as_installed():
+            result = resume(options.out, new, costs_changed=options.costs_changed)
     except (OSError, ValueError) as error:
         print(f"auto_cpu: error: {error}", file=sys.stderr)
         return 2
@@ -90,6 +94,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=positive, default=torch.get_num_threads())
     parser.add_argument("--seconds", type=float, default=1.5, help="per case, about (see pairs)")
     parser.add_argument("--out", type=Path, help="JSON; goes on with what is there")
+    parser.add_argument("--costs-changed", action="store_true",
+                        help="keep an earlier commit's figures of what it chose alike")  # fmt: skip
     parser.add_argument("--cell", choices=CELLS, action="append", help="more than once for more")
     parser.add_argument("--mode", choices=MODES, action="append")
     parser.add_argument("--kind", choices=kinds, action="append")
@@ -132,7 +138,7 @@ def minutes(cases: list[Case], seconds: float) -> float:
     for case in cases:
         once = expected_seconds(case)
         if once > pairs.ENDLESS_SECONDS:
-            calls = 5
+            calls = 6
         elif once > pairs.LONG_SECONDS:
             calls = 3 + 4 * max(3, round(seconds / (4 * once)))
         else:
@@ -177,18 +183,27 @@ def case_of(row: dict[str, Any]) -> Case:
     return Case(*(row[name] for name in Case._fields))
 
 
-def resume(path: Path | None, new: dict[str, Any]) -> dict[str, Any]:
+def resume(
+    path: Path | None, new: dict[str, Any], *, costs_changed: bool = False
+) -> dict[str, Any]:
     """What a former run left in the file, or a new result.
+
+    Args:
+        path: the file, which need not be there.
+        new: what there is without it.
+        costs_changed: take one of another commit, without the rows of what `auto` would now give
+            to another backend.
 
     Raises:
         ValueError: the file is none of this command, or of another machine, version, commit or
             number of threads.
     """
+    same = [name for name in SAME if not (costs_changed and name == "commit")]
     if path is None or not path.exists():
         return new
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        settings = [(name, found["environment"][name], new["environment"][name]) for name in SAME]
+        settings = [(name, found["environment"][name], new["environment"][name]) for name in same]
         for row in found["rows"]:
             case_of(row)
     except (KeyError, TypeError, ValueError) as error:
@@ -202,6 +217,10 @@ def resume(path: Path | None, new: dict[str, Any]) -> dict[str, Any]:
                 "name another file"
             )
     found["rows"] = [row for row in found["rows"] if "failed" not in row]
+    if costs_changed:
+        commit = found["environment"]["commit"]
+        kept = [row for row in found["rows"] if row["backend"] == pair(case_of(row)).backend]
+        return {**new, "rows": [{"commit": commit, **row} for row in kept]}
     return found
 
 

@@ -21,7 +21,7 @@ SAMPLE_SECONDS = 2e-3
 LONG_SECONDS = 0.2
 """A call above this is measured in three rounds or more, not in seven or more."""
 ENDLESS_SECONDS = 1.0
-"""A call above this is measured in a single round, of which our first call is part."""
+"""A call above this is measured in a single round."""
 
 
 class Found(NamedTuple):
@@ -45,8 +45,8 @@ def measure(
     Short calls: each round runs two modules of either kind, in random order: whoever shares memory,
     or runs more often, finds more in the caches. Calls above `LONG_SECONDS`: theirs, ours twice,
     theirs again, of another module: what drifts evenly hits both alike. Above `ENDLESS_SECONDS`
-    ours, theirs, ours, theirs, once, after a call of theirs: the first of all touches memory that
-    those after it find, which takes up to a quarter of it.
+    the same once, with one module of theirs. The first call of either counts for none: what it
+    finds nowhere yet, memory and compiled code, those after it find.
 
     Args:
         theirs: makes a module of the baseline and returns the call that is timed.
@@ -57,12 +57,10 @@ def measure(
     """
     base, other = theirs(), ours()
     first, want = timed(base)
-    second, got = timed(other)
-    compare(want, got)
-    del want, got  # as large as a call's memory
+    compare(want, other())
+    del want  # as large as a call's memory
     if first > ENDLESS_SECONDS:
-        middle, fourth, last = in_order([base, other, base])
-        return evaluate([[middle, second, fourth, last]])
+        return evaluate([in_order([base, other, other, base])])
     if first > LONG_SECONDS:
         turns = [base, other, other, theirs()]
         turns[-1]()

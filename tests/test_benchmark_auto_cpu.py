@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -188,6 +189,23 @@ def test_another_machine_does_not_go_on(grid, monkeypatch, capsys, name):
     assert grid()[0] == 0
 
 
+def test_another_commit_goes_on_where_the_choice_is_the_same(grid, monkeypatch):
+    grid()
+    now = {case: "other" if case.H == 3 else FOUND["backend"] for case in grid.cases}
+    monkeypatch.setattr(auto_cpu, "pair", lambda case: SimpleNamespace(backend=now[case]))
+    monkeypatch.setattr(auto_cpu, "environment", lambda: {**ENVIRONMENT, "commit": "b"})
+    assert grid()[0] == 2
+    del grid.measured[:]
+    code, content = grid("--costs-changed")
+    assert (code, grid.measured) == (0, [case for case in grid.cases if case.H == 3])
+    assert content["environment"]["commit"] == "b"
+    found = {row["H"]: row for row in content["rows"]}
+    assert found == {1: found[2] | {"H": 1}, 2: found[2], 3: found[3], 4: found[2] | {"H": 4}}
+    assert (found[2]["commit"], "commit" in found[3]) == ("a", False)
+    monkeypatch.setattr(auto_cpu, "environment", lambda: {**ENVIRONMENT, "torch": "3"})
+    assert grid("--costs-changed")[0] == 2
+
+
 @pytest.mark.parametrize("content", ["", "{}", '{"environment": {}, "rows": []}'])
 def test_a_file_that_is_none_of_its_own(grid, capsys, content):
     grid.path.parent.mkdir()
@@ -351,13 +369,13 @@ def test_long_calls_are_framed_by_the_baseline(clock):
 
 
 def test_endless_calls_are_measured_once(clock):
-    first = iter([60.0])
+    def warming_up(seconds):
+        each = iter([1.5 * seconds])
+        return lambda number: next(each, seconds)
 
-    def theirs(number):
-        return next(first, 50.0)
-
-    found = pairs.measure(clock.maker("t", theirs), clock.maker("o", 40.0), 1.5)
-    assert clock.calls == ["t0", "o0", "t0", "o0", "t0"]
+    theirs, ours = clock.maker("t", warming_up(50.0)), clock.maker("o", warming_up(40.0))
+    found = pairs.measure(theirs, ours, 1.5)
+    assert clock.calls == ["t0", "o0", "t0", "o0", "o0", "t0"]
     assert found == pairs.Found(pytest.approx(5e7), pytest.approx(0.8), 0.0, 1)
 
 
