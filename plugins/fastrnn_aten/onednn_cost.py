@@ -23,7 +23,7 @@ and the rate in training, with their gradients."""
 OPERATIONS = 1.6e11
 """Of its products on one core, a second."""
 SHARED = 0.75
-"""Of a forward pass's work with several threads, from which BLAS, in other estimates, gains less."""
+"""Of a forward pass's work with several threads, of which BLAS, in other estimates, makes less."""
 UNIT, UNIT_TRAINING = 4e-9, 15e-9
 """Seconds of a hidden unit's gates and states, in one step of one row."""
 ALONE = 1.1
