@@ -106,7 +106,7 @@ def test_jumps_of_relus_gradient_are_looked_at_in_float64(monkeypatch, kind):
     want, got = theirs()(), list(ours()())
     got[0] = got[0] + got[0].abs().max()
     auto_cases.assert_right(case, backend, want, got)
-    with pytest.raises(AssertionError, match=r"(output|d 0) is off by"):
+    with pytest.raises(AssertionError, match=r"^d 0 is off by"):
         auto_cases.assert_right(case._replace(cell="rnn_tanh"), backend, want, got)
     exact = auto_cases.pair(case, torch.float64, "reference")
     assert exact.backend == "reference"
@@ -118,7 +118,7 @@ def test_jumps_of_relus_gradient_are_looked_at_in_float64(monkeypatch, kind):
         return exact._replace(ours=lambda: lambda: [1.01 * each for each in exact.ours()()])
 
     monkeypatch.setattr(auto_cases, "pair", wrong)
-    with pytest.raises(AssertionError, match=r"(output|d 0) is off by"):
+    with pytest.raises(AssertionError, match=r"^d 0 is off by"):
         auto_cases.assert_right(case, "reference", want, got)
     assert asked == [(case, torch.float64, "reference")]
 
@@ -126,7 +126,7 @@ def test_jumps_of_relus_gradient_are_looked_at_in_float64(monkeypatch, kind):
 def test_a_nan_agrees_with_nothing():
     case, x = Case("lstm", "forward", "padded", 1, 1, 1), torch.ones(1, 1, 1)
     for want, got in ((x, x * torch.nan), (x * torch.nan, x), (x, x * math.inf)):
-        with pytest.raises(AssertionError, match=r"(output|d 0) is off by"):
+        with pytest.raises(AssertionError, match=r"^output is off by"):
             auto_cases.assert_agree(case, want, got)
 
 

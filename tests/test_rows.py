@@ -307,9 +307,9 @@ def test_auto_takes_it_for_training_and_where_the_product_of_a_step_counts(
 @pytest.mark.parametrize(
     ("kind", "steps", "batch", "hidden", "one_thread", "two_threads"),
     [
-        (fastrnn.RNN, 100, 8, 1024, "rows", "aten"),  # whose few rows as they lie take both
+        (fastrnn.RNN, 100, 8, 1024, "rows", "aten"),  # a step has few rows
         (fastrnn.RNN, 100, 32, 1024, "rows", "rows"),
-        (fastrnn.LSTM, 100, 32, 512, "rows", "rows"),  # not oneDNN's, which has padded rows only
+        (fastrnn.LSTM, 100, 32, 512, "rows", "rows"),  # torch's path for it is ATen's loop
         (fastrnn.LSTM, 512, 32, 256, "rows", "onednn"),
     ],
 )

@@ -39,9 +39,9 @@ STREAM = 8e9
 """Bytes a second of such a pass."""
 TURNING, TURNED = 2.5e9, 0.8
 """Bytes a second at which W_hh is turned over, and what share of itself the product then takes."""
-PAGE, SEVERAL = 4096, 8
-"""Bytes of a row of W_hh from which it gains nothing with several threads, unless a step has so
-many rows: BLAS deals out W_hh among threads as it lies, but not W_hh^T."""
+PAGE = 4096
+"""Bytes of a row of W_hh from which it gains nothing where a step has few rows and BLAS several
+threads, from which the product gains more with W_hh as it lies."""
 UNEQUAL, UNEQUAL_TRAINING = 100e-6, 150e-6
 """Of finding where rows of different lengths end."""
 PACKING, PACKING_PASSES = 200e-6, 2
@@ -61,8 +61,9 @@ def estimate(request: Request) -> Cost:
     forward = share * beside_onednn(request) if rival_is_onednn else product
     seconds = _packing(request) if request.padded or request.resets else 0.0
     if _turns(request, share):
-        page = request.hidden_size * size >= PAGE and share * rows(request) < SEVERAL
-        forward *= 1.0 if page and request.threads > 1 else TURNED
+        few = share * rows(request) < laid_out.SEVERAL
+        gains_nothing = request.threads > 1 and few and request.hidden_size * size >= PAGE
+        forward *= 1.0 if gains_nothing else TURNED
         seconds += recurrent_weights(request) * request.num_layers * size / TURNING
     if not request.needs_grad:
         seconds += loop.call + UNEQUAL * unequal + number * (loop.step + forward)
