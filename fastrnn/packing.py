@@ -44,7 +44,10 @@ def reasons(request: Request) -> list[str]:
     return []
 
 
-def run(run_packed: Run, run_equal: Run, call: StackCall) -> tuple[Tensor, ...]:
+def run(
+    run_packed: Run, run_equal: Run, call: StackCall,
+    run_as_it_lies: Callable[[StackCall], tuple[Tensor, ...] | None] | None = None,
+) -> tuple[Tensor, ...]:  # fmt: skip
     """What comes of padded rows, with zeros past a row's length.
 
     Args:
@@ -52,12 +55,18 @@ def run(run_packed: Run, run_equal: Run, call: StackCall) -> tuple[Tensor, ...]:
         run_equal: takes padded rows, all of T steps, to which the rest of the call comes down.
         call: padded, with `lengths`, of which some may be zero, or `resets`, in one direction then,
             or both.
+        run_as_it_lies: takes the call itself, of one row at least, and returns what comes of it, or
+            None if its rows are better packed.
     """
     first, second, _ = call.input.shape
     batch, steps = (first, second) if call.batch_first else (second, first)
     checks.check_tensors(call.input, call.hx, call.weights, steps)
     if batch and _are_equal(call, steps):
         return run_equal(call._replace(lengths=None, resets=None))
+    if batch and run_as_it_lies is not None:
+        made = run_as_it_lies(call)
+        if made is not None:
+            return made
     parts = cut(call.lengths, call.resets, steps, batch)
     lengths, order = parts.length.sort(descending=True, stable=True)
     in_place = order.argsort().index_select(0, parts.last)

@@ -5,13 +5,14 @@ Rows of different lengths, and such as start over within the sequence.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
 
 from fastrnn import packing
 from fastrnn.backend import StackBackend
-from fastrnn_aten import onednn_cost, rectangles
+from fastrnn_aten import one_call, onednn_cost, rectangles
 from fastrnn_aten.backend import AtenBackend
 
 if TYPE_CHECKING:
@@ -55,10 +56,33 @@ class OnednnBackend(StackBackend):
         return onednn_cost.estimate(request)
 
     def run(self, call: StackCall) -> tuple[Tensor, ...]:
-        """Pack padded rows, and run rectangles."""
+        """Packed rows in rectangles; padded ones in one call, unless packing them is worth it."""
         if call.batch_sizes is not None:
             return _run_packed(call)
-        return packing.run(_run_packed, AtenBackend().run, call)
+        return packing.run(_run_packed, AtenBackend().run, call, _run_as_it_lies)
+
+
+def _run_as_it_lies(call: StackCall) -> tuple[Tensor, ...] | None:
+    """See `one_call`; None where that would waste too many steps, or cannot be."""
+    second, first, _ = call.input.shape
+    steps, batch = (first, second) if call.batch_first else (second, first)
+    rows = one_call.rows_of(call.lengths, call.resets, steps, batch)
+    if rows.taken == 0 or rows.idle > onednn_cost.affordable(call.request):
+        return None
+    if rows.later is not None and not _start_empty(rows.later[-1], call.hx):
+        return None
+    made = one_call.run(call, rows)
+    if rows.later is not None and not math.isfinite(made[0].detach().sum().item()):
+        return None  # a NaN outlives a gate that is shut, and must not outlive its episode
+    return made
+
+
+def _start_empty(times: Tensor, hx: tuple[Tensor, ...]) -> bool:
+    """Whether rows that start over do so from 0, of which no gradient is asked."""
+    if torch.is_grad_enabled() and any(state.requires_grad for state in hx):
+        return False
+    states = hx[:1] if hx[0] is hx[1] else hx
+    return not any(state.any() and (state * times.unsqueeze(1)).any() for state in states)
 
 
 def _run_packed(call: StackCall) -> tuple[Tensor, ...]:

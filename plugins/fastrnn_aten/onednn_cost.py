@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 CALL, CALL_TRAINING = 240e-6, 250e-6
 """Seconds of looking at the lengths, and of putting together what the rectangles made."""
+PACKING, PACKING_TRAINING = 300e-6, 500e-6
+"""Of packing padded rows, and of putting them back, as against leaving them as they lie."""
+ONE_CALL, ONE_CALL_TRAINING = 110e-6, 170e-6
+"""Of saying what is no step of a row; see `fastrnn_aten.one_call`."""
 RECTANGLE, RECTANGLE_TRAINING = 40e-6, 200e-6
 """Of a call of oneDNN, apart from its work; see `fastrnn_aten.rectangles`."""
 RELAID, RELAID_HALVED, RELAID_TRAINING = 4e9, 1.5e7, 1e9
@@ -26,12 +30,14 @@ SHARED = 0.75
 """Of a forward pass's work with several threads, of which BLAS, in other estimates, makes less."""
 UNIT, UNIT_TRAINING = 4e-9, 15e-9
 """Seconds of a hidden unit's gates and states, in one step of one row."""
+EMPTIED = 2
+"""Steps more that rows take which may start over, once in the mean."""
 ALONE = 1.1
 """How much longer a packed row by itself takes here than in aten, which only runs it."""
 
 
 def estimate(request: Request) -> Cost:
-    """Calls of rectangles, their work, and that for rows that have ended.
+    """Calls of rectangles, their work, and that for rows that have ended; or one call.
 
     Of B rows that end T / B steps apart, a rectangle in which m end has m^2 T / 2 B such steps:
     `spare`, which cost as much as a call, or if there is only one rectangle fewer. Rows that may
@@ -40,17 +46,36 @@ def estimate(request: Request) -> Cost:
     if rows(request) == 1 and not (request.padded or request.resets):
         return Cost(ALONE * cpu.estimate(request).seconds, "a row by itself, as aten runs it")
     call, row = _call_and_row(request)
-    parts = rows(request) * (2 if request.resets else 1)
     length = steps(request) / request.num_layers
+    places = packed_rows(request) if request.varlen else rows(request) * length
+    if request.padded or request.resets:
+        most, mean = (EMPTIED, 1) if request.resets else (0, 0)
+        whole = (length + most) * rows(request)
+        if whole - places - mean * rows(request) <= affordable(request):
+            return Cost(_of_one_call(request, whole), "oneDNN, one call for rows as they lie")
+    parts = rows(request) * (2 if request.resets else 1)
     number = min(math.sqrt(parts * length / (2 * spare(request))), parts)
     calls, frozen = max(number, 1), min(number, number**2)
-    layers = request.num_layers * request.directions
     seconds = CALL_TRAINING if request.needs_grad else CALL
-    places = packed_rows(request) if request.varlen else rows(request) * length
+    layers = request.num_layers * request.directions
     seconds += layers * ((calls + frozen) * call + places * row)
-    seconds += layers * length * _waiting(request, places / length * row)
-    seconds += ONEDNN_STEP * steps(request) * request.directions
+    seconds += _of_steps(request, places / length * row)
     return Cost(seconds, f"oneDNN, about {calls:.0f} rectangles of steps and rows")
+
+
+def _of_one_call(request: Request, places: float) -> float:
+    """Seconds of it, with that many steps of all rows of one layer."""
+    call, row = _call_and_row(request)
+    layers, length = request.num_layers * request.directions, steps(request) / request.num_layers
+    seconds = ONE_CALL_TRAINING if request.needs_grad else ONE_CALL
+    seconds += layers * (call + places * row)
+    return seconds + _of_steps(request, places / length * row)
+
+
+def _of_steps(request: Request, work: float) -> float:
+    """Seconds that all steps take apart from their work, of so much each."""
+    loop = steps(request) * request.directions
+    return loop * (ONEDNN_STEP + _waiting(request, work))
 
 
 def _waiting(request: Request, work: float) -> float:
@@ -68,6 +93,12 @@ def spare(request: Request) -> float:
     """Steps of a row that cost as much as another call."""
     call, row = _call_and_row(request)
     return call / row
+
+
+def affordable(request: Request) -> float:
+    """Steps of a row that cost as much as packing rows, and a call that only packed ones need."""
+    call, row = _call_and_row(request)
+    return (call + (PACKING_TRAINING if request.needs_grad else PACKING)) / row
 
 
 def _call_and_row(request: Request) -> tuple[float, float]:
