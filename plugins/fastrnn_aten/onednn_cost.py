@@ -96,9 +96,15 @@ def spare(request: Request) -> float:
 
 
 def affordable(request: Request) -> float:
-    """Steps of a row that cost as much as packing rows, and a call that only packed ones need."""
+    """Steps of frozen rows that are no more than what packing them costs.
+
+    With w of them, u = sqrt(w / spare) rectangles are best, which freeze w / u steps. What those
+    cost more than one call, 2u - 1 calls and the packing, is as much as w steps if
+    (u - 1)^2 = packing / call.
+    """
     call, row = _call_and_row(request)
-    return (call + (PACKING_TRAINING if request.needs_grad else PACKING)) / row
+    packing = PACKING_TRAINING if request.needs_grad else PACKING
+    return call / row * (1 + math.sqrt(packing / call)) ** 2
 
 
 def _call_and_row(request: Request) -> tuple[float, float]:
