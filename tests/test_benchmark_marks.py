@@ -55,7 +55,7 @@ def test_a_wrong_result_has_no_figure(small: None, monkeypatch: pytest.MonkeyPat
         return parts._replace(last=parts.last.flip(0))
 
     monkeypatch.setattr(packing, "cut", wrong)
-    how = ["--cell", "gru", "--mode", "forward", "--backend", "rows", "--seconds", "0"]
+    how = ["--cell", "lstm", "--mode", "forward", "--backend", "rows", "--seconds", "0"]
     assert marks_cost.main([*how, "--mark", "no resets"]) == 0
     with pytest.raises(AssertionError, match=r"state\[0\] is off by"):
         marks_cost.main([*how, "--mark", "lengths to T"])

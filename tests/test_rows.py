@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastrnn
+from fastrnn import packing
 from fastrnn.testing import conformance
-from fastrnn_rows import direction, laid_out
+from fastrnn_rows import cost, direction, laid_out
 from fastrnn_rows.steps import Steps
 
 CELLS = {
@@ -164,6 +165,71 @@ def test_rows_that_start_over(
             output, _ = ours(x, lengths=lengths, resets=resets)
         torch.testing.assert_close(output, ours(x, lengths=lengths, resets=resets)[0])
     assert_same(*made)
+
+
+@pytest.mark.parametrize("cell", ["gru", "rnn_tanh"])
+@settings(max_examples=25, deadline=None, derandomize=True, database=None)
+@given(
+    lengths=st.lists(st.integers(1, 7), min_size=1, max_size=5),
+    batch_first=st.booleans(),
+    layers=st.integers(1, 2),
+    used=st.sampled_from(["yhc", "y", "h"]),
+)
+def test_rows_that_run_on_past_their_ends(
+    cell: str, lengths: list[int], batch_first: bool, layers: int, used: str
+) -> None:
+    _, ours = modules(cell, 3, 4, layers, batch_first=batch_first)
+    x = torch.randn(8, len(lengths), 3, dtype=torch.float64)
+    for row, length in enumerate(lengths):
+        x[length:, row] = torch.nan  # nobody must care
+    x = x.transpose(0, 1) if batch_first else x
+    made = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "cut", lambda *call: pytest.fail("packed"))
+        for ours.backend in ("rows", "reference"):
+            made.append(results(ours, x, used, lengths=lengths))
+    assert_same(*made)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_only_bounded_rows_run_on_and_few_steps(
+    cell: str, bidirectional: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuts = []
+    monkeypatch.setattr(packing, "cut", lambda *call, cut=packing.cut: cuts.append(1) or cut(*call))
+    _, ours = modules(cell, 3, 4, bidirectional=bidirectional)
+    x = torch.randn(6, 3, 3, dtype=torch.float64)
+    ours(x, lengths=[6, 2, 4])
+    assert (not cuts) == (cell in ("gru", "rnn_tanh") and not bidirectional)
+    cuts.clear()
+    ours(x, lengths=[6, 0, 4])  # whose h_n is h_0
+    wide = fastrnn.GRU(256, 256, backend="rows")
+    wide(torch.randn(200, 16, 256), lengths=[200] + [1] * 15)
+    assert len(cuts) == 2
+
+
+def test_estimates_know_which_rows_run_on() -> None:
+    for (steps, batch, hidden), runs_on in (((20, 8, 32), True), ((200, 64, 256), False)):
+        layer, x = fastrnn.GRU(hidden, hidden, backend="rows"), torch.empty(steps, batch, hidden)
+        plain, padded = (
+            next(each.cost.seconds for each in fastrnn.explain(layer, x, **how).candidates
+                 if each.name == "rows" and each.cost is not None)
+            for how in ({}, {"lengths": [steps] * batch})
+        )  # fmt: skip
+        assert (padded == pytest.approx(plain + cost.MARGIN * cost.RUNNING_ON)) == runs_on
+
+
+def test_a_relu_that_would_blow_up_past_an_end_does_not() -> None:
+    _, ours = modules("rnn_relu", 1, 1)
+    with torch.no_grad():
+        for weight in ours.parameters():
+            weight.fill_(30.0)
+    x = torch.ones(300, 2, 1, dtype=torch.float64)
+    output, h_n = ours(x, lengths=[2, 1])
+    h_n.sum().backward()
+    assert output[:2].isfinite().all()
+    assert all(weight.grad.isfinite().all() for weight in ours.parameters())
 
 
 def test_parts_of_rows_run_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,7 +57,7 @@ class RowsBackend(StackBackend):
     def run(self, call: StackCall) -> tuple[Tensor, ...]:
         """Packed rows as they are, rows of one length as if they were packed."""
         if call.lengths is not None or call.resets is not None:
-            return packing.run(_run_packed, _run_equal, call)
+            return packing.run(_run_packed, _run_equal, call, _run_as_it_lies)
         return _run_packed(call) if call.batch_sizes is not None else _run_equal(call)
 
 
@@ -77,8 +77,40 @@ def _run_equal(call: StackCall) -> tuple[Tensor, ...]:
     return output.transpose(0, 1) if call.batch_first else output, *final
 
 
-def _stack(call: StackCall, x: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
-    """Every layer in turn; x is (N, I), and so is the output, (N, directions * H)."""
+def _run_as_it_lies(call: StackCall) -> tuple[Tensor, ...] | None:
+    """Rows that end run on to the last step; None where packing is better, or they might blow up.
+
+    What they make past their ends is zero afterwards, and so are its gradients.
+    """
+    asked, lengths = call.request, call.lengths
+    if call.resets is not None or lengths is None or not cost.may_run_on(asked):
+        return None
+    x = call.input.transpose(0, 1) if call.batch_first else call.input
+    (steps, rows, _), own = x.shape, lengths.tolist()
+    longest = max(own)
+    if 0 in own or longest * rows - sum(own) > cost.affordable(asked):
+        return None
+    past = (torch.arange(longest).unsqueeze(1) >= lengths).flatten().nonzero().squeeze(1)
+    last = (lengths - 1).mul_(rows).add_(torch.arange(rows))
+    data = x[:longest].flatten(0, 1).index_fill(0, past, 0)  # NaN would reach dW: 0 * NaN
+    output, h_n = _stack(call, data, [rows] * longest, last)
+    output = output.index_fill(0, past, 0).view(longest, rows, output.shape[1])
+    if longest < steps:
+        output = functional.pad(output, (0, 0, 0, 0, 0, steps - longest))
+    return output.transpose(0, 1) if call.batch_first else output, h_n
+
+
+def _stack(
+    call: StackCall, x: Tensor, sizes: list[int], last: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """Every layer in turn; x is (N, I), and so is the output, (N, directions * H).
+
+    Args:
+        call: the weights and states are taken from it.
+        x: of the first layer.
+        sizes: (T,), rows of each step.
+        last: (B,), places where rows in one direction end before those do, of cells without c.
+    """
     asked, states = call.request, []
     ways = (False, True) if asked.bidirectional else (False,)
     both = [Steps(sizes, reverse=reverse) for reverse in ways]
@@ -94,7 +126,7 @@ def _stack(call: StackCall, x: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
                 weights, save=asked.needs_grad,
             )  # fmt: skip
             outputs.append(output)
-            states.append(final)
+            states.append(final if last is None else [output.index_select(0, last)])
         x = outputs[0] if len(both) == 1 else torch.cat(outputs, 1)
         if asked.dropout and layer < asked.num_layers - 1:
             x = functional.dropout(x, asked.dropout, training=True)
