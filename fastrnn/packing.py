@@ -37,6 +37,20 @@ class Parts(NamedTuple):
     """(B,): which of them ends the row."""
 
 
+class Ends(NamedTuple):
+    """Where rows end that are left as they lie.
+
+    N is the steps of the longest, and step t of row b is at place t * B + b.
+    """
+
+    over: Tensor
+    """(N, B) bool: whether a step is past its row's length."""
+    past: Tensor
+    """The places that are."""
+    last: Tensor
+    """(B,): the place of each row's last step; of a row of no steps that of the first one."""
+
+
 def reasons(request: Request) -> list[str]:
     """What speaks against rows that are packed here."""
     if request.resets and request.bidirectional:
@@ -59,7 +73,7 @@ def run(
             None if its rows are better packed.
     """
     first, second, _ = call.input.shape
-    batch, steps = (first, second) if call.batch_first else (second, first)
+    steps, batch, _ = time_major(call).shape
     checks.check_tensors(call.input, call.hx, call.weights, steps)
     if batch and _are_equal(call, steps):
         return run_equal(call._replace(lengths=None, resets=None))
@@ -95,6 +109,28 @@ def run(
         final = [torch.cat((own[:, :rows], start[:, rows:]), 1) for own, start in pairs]
     final = [state.index_select(1, in_place) for state in final]
     return output.view(first, second, data.shape[1]), *final
+
+
+def time_major(call: StackCall) -> Tensor:
+    """The padded input, (T, B, I)."""
+    return call.input.transpose(0, 1) if call.batch_first else call.input
+
+
+def ends(lengths: Tensor, longest: int) -> Ends:
+    """Where rows of these lengths, (B,), end; N is that of the longest."""
+    batch = len(lengths)
+    over = torch.arange(longest).unsqueeze(1) >= lengths
+    last = (lengths - 1).clamp_(min=0).mul_(batch).add_(torch.arange(batch))
+    return Ends(over, over.flatten().nonzero().squeeze(1), last)
+
+
+def in_form(call: StackCall, made: Tensor, batch: int) -> Tensor:
+    """What B rows made, (N * B, P), in the form of the input, with zeros from step N up to T."""
+    output = made.view(-1, batch, made.shape[1])
+    missing = call.input.shape[1 if call.batch_first else 0] - len(output)
+    if missing:
+        output = functional.pad(output, (0, 0, 0, 0, 0, missing))
+    return output.transpose(0, 1) if call.batch_first else output
 
 
 def _are_equal(call: StackCall, steps: int) -> bool:

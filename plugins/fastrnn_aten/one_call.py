@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch.nn import functional
 
+from fastrnn import packing
 from fastrnn_aten.rectangles import SHUT
 
 if TYPE_CHECKING:
@@ -97,8 +98,8 @@ def run(call: StackCall, rows: Rows) -> tuple[Tensor, ...]:
         rows: `rows_of` its marks; the longest has one step at least.
     """
     asked = call.request
-    given = call.input.transpose(0, 1) if call.batch_first else call.input
-    steps, batch, width = given.shape
+    given = packing.time_major(call)
+    _, batch, width = given.shape
     layout = _layout(rows, batch, bidirectional=asked.bidirectional)
     flags, past, places = layout.flags.to(given.dtype), layout.past, layout.places
     x = given[: rows.taken].flatten(0, 1)
@@ -124,25 +125,21 @@ def run(call: StackCall, rows: Rows) -> tuple[Tensor, ...]:
         if asked.dropout and layer < asked.num_layers - 1:
             x = functional.dropout(x, asked.dropout, training=True)
     x = x if places is None else x.index_select(0, places)
-    output = (x if past is None else x.index_fill(0, past, 0)).view(rows.taken, batch, -1)
-    if rows.taken < steps:
-        output = functional.pad(output, (0, 0, 0, 0, 0, steps - rows.taken))
-    output = output.transpose(0, 1) if call.batch_first else output
+    output = packing.in_form(call, x if past is None else x.index_fill(0, past, 0), batch)
     return output, *(torch.stack(each) for each in zip(*final, strict=True))
 
 
 def _layout(rows: Rows, batch: int, *, bidirectional: bool) -> Layout:
-    step, row = torch.arange(rows.taken).unsqueeze(1), torch.arange(batch)
-    last = (rows.taken - 1) * batch + row
     over = past = turned = None
-    if rows.lengths is not None:
-        last = (rows.lengths - 1).clamp_(min=0).mul_(batch).add_(row)
-        over = step >= rows.lengths
-        past = over.flatten().nonzero().squeeze(1)
+    if rows.lengths is None:
+        last = torch.arange((rows.taken - 1) * batch, rows.taken * batch)
+    else:
+        over, past, last = packing.ends(rows.lengths, rows.taken)
     if rows.later is None:
         assert over is not None
         if bidirectional:
-            turned = torch.where(over, step * batch + row, last - step * batch).flatten()
+            own = torch.arange(rows.taken * batch).view(-1, batch)
+            turned = torch.where(over, own, last - own[:, :1]).flatten()
         return Layout(over.view(-1, 1), past, None, turned, last)
     later = rows.later
     places = torch.arange(rows.taken * batch).view(-1, batch).add(later, alpha=batch).flatten()

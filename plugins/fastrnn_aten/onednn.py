@@ -64,8 +64,7 @@ class OnednnBackend(StackBackend):
 
 def _run_as_it_lies(call: StackCall) -> tuple[Tensor, ...] | None:
     """See `one_call`; None where that would waste too many steps, or cannot be."""
-    second, first, _ = call.input.shape
-    steps, batch = (first, second) if call.batch_first else (second, first)
+    steps, batch, _ = packing.time_major(call).shape
     rows = one_call.rows_of(call.lengths, call.resets, steps, batch)
     if rows.taken == 0 or rows.idle > onednn_cost.affordable(call.request):
         return None

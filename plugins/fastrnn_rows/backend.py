@@ -69,7 +69,7 @@ def _run_packed(call: StackCall) -> tuple[Tensor, ...]:
 
 
 def _run_equal(call: StackCall) -> tuple[Tensor, ...]:
-    x = call.input.transpose(0, 1) if call.batch_first else call.input
+    x = packing.time_major(call)
     steps, rows, _ = x.shape
     checks.check_tensors(x, call.hx, call.weights, steps)
     output, *final = _stack(call, x.flatten(0, 1), [rows] * steps)
@@ -85,19 +85,14 @@ def _run_as_it_lies(call: StackCall) -> tuple[Tensor, ...] | None:
     asked, lengths = call.request, call.lengths
     if call.resets is not None or lengths is None or not cost.may_run_on(asked):
         return None
-    x = call.input.transpose(0, 1) if call.batch_first else call.input
-    (steps, rows, _), own = x.shape, lengths.tolist()
-    longest = max(own)
+    x, own = packing.time_major(call), lengths.tolist()
+    rows, longest = len(own), max(own)
     if 0 in own or longest * rows - sum(own) > cost.affordable(asked):
         return None
-    past = (torch.arange(longest).unsqueeze(1) >= lengths).flatten().nonzero().squeeze(1)
-    last = (lengths - 1).mul_(rows).add_(torch.arange(rows))
+    _, past, last = packing.ends(lengths, longest)
     data = x[:longest].flatten(0, 1).index_fill(0, past, 0)  # NaN would reach dW: 0 * NaN
     output, h_n = _stack(call, data, [rows] * longest, last)
-    output = output.index_fill(0, past, 0).view(longest, rows, output.shape[1])
-    if longest < steps:
-        output = functional.pad(output, (0, 0, 0, 0, 0, steps - longest))
-    return output.transpose(0, 1) if call.batch_first else output, h_n
+    return packing.in_form(call, output.index_fill(0, past, 0), rows), h_n
 
 
 def _stack(
