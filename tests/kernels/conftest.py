@@ -1,11 +1,8 @@
-import dataclasses
 import faulthandler
 import functools
 import importlib.util
 import os
-from inspect import ismodule
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -14,41 +11,14 @@ pytest.register_assert_rewrite("gpu_cases", "interpreter_cases")  # as in a test
 
 @pytest.fixture(scope="session", autouse=True)
 def _interpreter_spared():
-    """Have the interpreter do once what it does at every call, and leave out what finds nothing.
-
-    It looks through the whole language whenever one jitted function calls another, which is half of
-    the time that these tests take; a process that interprets has no other use for the language.
-    Then it looks whether any sum of indices overflows: of tensors as small as these none does.
-    """
+    """Half the time of these tests is what the interpreter does again and again."""
     if os.environ.get("TRITON_INTERPRET") != "1":
         yield
         return
-    import triton.language as tl
-    from triton.runtime import interpreter
+    from interpreter_spared import spared  # Triton, which not every machine has
 
-    everything = SimpleNamespace(__globals__={"tl": tl, "core": tl.core})
-    scope = interpreter._patch_lang(everything)
-
-    def prepared(fn):
-        # as the interpreter itself asks of every jitted function
-        assert any(value in (tl, tl.core) for value in fn.__globals__.values() if ismodule(value))
-        return interpreter._LangPatchScope()
-
-    original = interpreter._get_np_dtype
-    of_number = functools.cache(original)
-
-    def np_dtype(of):
-        # a pointer's type has no hash
-        return original(of) if of.scalar.is_ptr() else of_number(of.scalar)
-
-    builder = interpreter.interpreter_builder
-    unchecked = dataclasses.replace(builder.options, sanitize_overflow=False)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(interpreter, "_patch_lang", prepared)
-        patch.setattr(interpreter, "_get_np_dtype", np_dtype)
-        patch.setattr(builder, "options", unchecked)
+    with spared():
         yield
-    scope.restore()
 
 
 @pytest.fixture(scope="session")
