@@ -379,6 +379,14 @@ def test_endless_calls_are_measured_once(clock):
     assert found == pairs.Found(pytest.approx(5e7), pytest.approx(0.8), 0.0, 1)
 
 
+def test_endless_calls_of_theirs_run_once_where_ours_are_far_below(clock):
+    each = iter([30.0, 20.0, 20.2])
+    found = pairs.measure(clock.maker("t", 100.0), clock.maker("o", lambda number: next(each)), 1.5)
+    assert clock.calls == ["t0", "o0", "o0", "o0"]
+    noise, ratio = pytest.approx(0.01), pytest.approx(math.sqrt(20.0 * 20.2) / 100)
+    assert found == pairs.Found(pytest.approx(1e8), ratio, noise, 1)
+
+
 def test_a_real_run(tmp_path, monkeypatch, capsys):
     cases = [Case("rnn_relu", "forward", "padded", 2, 2, 3), Case("lstm", "step", "layer", 1, 1, 3)]
     monkeypatch.setattr(auto_cpu, "grid", lambda: cases)
