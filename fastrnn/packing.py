@@ -137,7 +137,10 @@ def _are_equal(call: StackCall, steps: int) -> bool:
     """Whether every row has all steps, and none starts over but where it starts anyway."""
     if call.lengths is not None and int(call.lengths.min()) < steps:
         return False
-    return call.resets is None or not call.resets[1:].any()
+    if call.resets is None:
+        return True
+    within = call.resets if call.request.bidirectional else call.resets[1:]
+    return not within.any()
 
 
 def cut(lengths: Tensor | None, resets: Tensor | None, steps: int, batch: int) -> Parts:

@@ -10,6 +10,9 @@ if TYPE_CHECKING:
 TYPICAL = 128
 """Steps and rows assumed where a compiled graph leaves them open (`None` in the request)."""
 
+SELDOM = 100
+"""Steps between two resets of a row, of which a call only says that there are some."""
+
 CPU_OPERATIONS = 60e9
 """Float32 operations a second of one core with AVX2 in large products (8 lanes, 2 fused
 multiply-adds a cycle, about 3 GHz, less what packing costs); float64 halves it."""
@@ -28,6 +31,13 @@ def steps(request: Request) -> int:
 def rows(request: Request) -> int:
     """B."""
     return TYPICAL if request.batch is None else request.batch
+
+
+def restarting(request: Request) -> float:
+    """Steps, of all layers and directions, at which some row starts over."""
+    if not request.resets:
+        return 0.0
+    return steps(request) * request.directions * min(rows(request) / SELDOM, 1.0)
 
 
 def recurrent_weights(request: Request) -> int:

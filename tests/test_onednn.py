@@ -212,3 +212,11 @@ def test_what_it_refuses(layer: torch.nn.Module, lengths: list[int] | None, mess
     x = torch.randn(5, 2, 3, dtype=next(layer.parameters()).dtype)
     with pytest.raises(fastrnn.BackendError, match=message):
         layer(x, lengths=lengths)
+
+
+def test_resets_would_cut_up_two_directions_in_different_places() -> None:
+    x, resets = torch.randn(5, 2, 3), torch.zeros(5, 2, dtype=torch.bool)
+    message = "resets cut up rows, for each of two directions elsewhere"
+    with pytest.raises(fastrnn.BackendError, match=message):
+        fastrnn.LSTM(3, 4, bidirectional=True, backend="onednn")(x, resets=resets)
+    fastrnn.LSTM(3, 4, backend="onednn")(x, resets=resets)

@@ -9,7 +9,7 @@ import torch
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastrnn
-from fastrnn_rows import cost
+from fastrnn_rows import cost, direction
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -62,3 +62,61 @@ def test_estimates_know_which_rows_run_on() -> None:
             for how in ({}, {"lengths": [steps] * batch})
         )  # fmt: skip
         assert (padded == pytest.approx(plain + cost.MARGIN * cost.RUNNING_ON)) == runs_on
+
+
+@pytest.mark.parametrize(
+    ("kind", "steps", "batch", "hidden", "every", "stays"),
+    [
+        (fastrnn.GRU, 20, 8, 32, 18, True),  # packing takes longer than the steps that it saves
+        (fastrnn.GRU, 128, 1, 32, 10, False),
+        (fastrnn.GRU, 128, 64, 128, 100, True),
+        (fastrnn.RNN, 128, 64, 128, 100, True),
+        (fastrnn.RNN, 128, 1, 512, 10, False),
+        (fastrnn.LSTM, 128, 4, 256, 10, False),
+    ],
+)
+def test_rows_are_cut_up_where_that_saves_steps(
+    kind: Any, steps: int, batch: int, hidden: int, every: int, stays: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    resets = (torch.arange(steps).unsqueeze(1) + 7 * torch.arange(batch)) % every == 0
+    sizes = rows_of_steps(kind(hidden, hidden), resets, monkeypatch)
+    assert (sizes == [batch] * steps) == stays
+    assert stays or len(sizes) <= every
+
+
+def test_a_row_that_goes_on_keeps_the_others_from_being_cut_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    resets = torch.zeros(128, 8, dtype=torch.bool)
+    resets[60:68, 1:] = True
+    assert rows_of_steps(fastrnn.GRU(32, 32), resets, monkeypatch) == [8] * 128
+    resets[::4] = True
+    assert len(rows_of_steps(fastrnn.GRU(32, 32), resets, monkeypatch)) == 4
+
+
+def rows_of_steps(layer: Any, resets: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows each step of the loop has."""
+    ran: list[list[int]] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            direction, "run", lambda cell, along, *rest, run=direction.run, **how: (
+                ran.append(along.sizes) or run(cell, along, *rest, **how)
+            ),
+        )  # fmt: skip
+        layer.backend = "rows"
+        layer(torch.randn(*resets.shape, layer.input_size), resets=resets)
+    (sizes,) = ran
+    return sizes
+
+
+@pytest.mark.parametrize("name", ["rows", "reference"])
+def test_estimates_count_what_starting_over_takes(name: str) -> None:
+    def seconds(batch: int, **how: Any) -> float:
+        layer, x = fastrnn.RNN(32, 32, backend=name), torch.empty(20, batch, 32)
+        (found,) = [e for e in fastrnn.explain(layer, x, **how).candidates if e.name == name]
+        return found.cost.seconds
+
+    more = [seconds(n, resets=torch.ones(20, n, dtype=torch.bool)) - seconds(n) for n in (1, 50)]
+    assert cost.STARTING_TRAINING < more[0] < more[1] < 10 * cost.STARTING_TRAINING

@@ -71,13 +71,13 @@ def test_parts_of_rows_run_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None
     assert ran == [[13] * 10 + [2] * 30 + [1] * 10]
 
 
-def test_two_directions_would_be_cut_up_in_different_places() -> None:
-    x, resets = torch.randn(5, 2, 3), torch.zeros(5, 2, dtype=torch.bool)
-    for layer, name in ((fastrnn.GRU, "rows"), (fastrnn.LSTM, "onednn")):
-        message = "resets cut up rows, for each of two directions elsewhere"
-        with pytest.raises(fastrnn.BackendError, match=message):
-            layer(3, 4, bidirectional=True, backend=name)(x, resets=resets)
-        layer(3, 4, backend=name)(x, resets=resets)
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_no_rows_start_over_either(cell: str, bidirectional: bool) -> None:
+    _, ours = modules(cell, 3, 4, bidirectional=bidirectional)
+    x, resets = torch.randn(5, 0, 3).double(), torch.zeros(5, 0, dtype=torch.bool)
+    output, _ = ours(x, resets=resets)
+    assert output.shape == (5, 0, 8 if bidirectional else 4)
 
 
 @pytest.mark.parametrize("cell", ["gru", "rnn_tanh"])

@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from fastrnn.cell import BUILTIN, cell_of
 from fastrnn.request import Cost, Request
-from fastrnn.roofline import CPU_BYTES, beside_onednn, cpu_step, recurrent_weights, rows, steps
+from fastrnn.roofline import (
+    CPU_BYTES,
+    beside_onednn,
+    cpu_step,
+    recurrent_weights,
+    restarting,
+    rows,
+    steps,
+)
 
 CALL, CALL_TRAINING = 80e-6, 300e-6
 STEP, STEP_TRAINING = 1.9e-6, 4.3e-6
@@ -26,8 +34,8 @@ VARLEN_PASSES, VARLEN_PASSES_TRAINING = 2, 4
 """Times that input, gates and output are copied or looked through for it."""
 RESETS, RESETS_TRAINING = 100e-6, 150e-6
 """Seconds of a call of looking for the steps at which rows start over."""
-RESETS_STEP, RESETS_STEP_TRAINING = 2e-6, 3e-6
-"""Of a step, a good part of which have such rows."""
+RESETS_STEP, RESETS_STEP_TRAINING = 10e-6, 20e-6
+"""Of such a step."""
 MARGIN = 1.05
 """Where the estimates are close, torch's path keeps the call: `auto` must not lose to it."""
 LAUNCH = 7e-6
@@ -82,7 +90,7 @@ def _of_resets(request: Request) -> float:
     fixed, step = RESETS, RESETS_STEP
     if request.needs_grad:
         fixed, step = RESETS_TRAINING, RESETS_STEP_TRAINING
-    return fixed + steps(request) * request.directions * step
+    return fixed + restarting(request) * step
 
 
 def _step_of(cell: str) -> tuple[float, float, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,9 +13,12 @@ from fastrnn.backend import StackBackend
 from fastrnn_rows import cost, direction
 from fastrnn_rows.direction import LOOPS
 from fastrnn_rows.gradients import Weights
+from fastrnn_rows.restarts import Restarts
 from fastrnn_rows.steps import Steps
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from fastrnn.backend import Cell, StackCall
@@ -37,7 +41,9 @@ class RowsBackend(StackBackend):
 
     def can_run(self, request: Request) -> list[str]:
         """What the loops do not cover."""
-        reasons = packing.reasons(request)
+        reasons = []
+        if request.resets and request.padded and request.bidirectional:
+            reasons.append("resets cut up rows that end, for each of two directions elsewhere")
         if request.device != "cpu":
             reasons.append(f"device is {request.device}; needs cpu")
         if request.cell not in LOOPS:
@@ -78,37 +84,75 @@ def _run_equal(call: StackCall) -> tuple[Tensor, ...]:
 
 
 def _run_as_it_lies(call: StackCall) -> tuple[Tensor, ...] | None:
-    """Rows that end run on to the last step; None where packing is better, or they might blow up.
+    """Rows run on past their ends, and start over where they stand.
 
-    What they make past their ends is zero afterwards, and so are its gradients.
+    What they make past their ends is zero afterwards, and so are its gradients. None where packing
+    is better, or they might blow up there.
     """
     asked, lengths = call.request, call.lengths
-    if call.resets is not None or lengths is None or not cost.may_run_on(asked):
+    if lengths is not None and not cost.may_run_on(asked):
         return None
-    x, own = packing.time_major(call), lengths.tolist()
-    rows, longest = len(own), max(own)
-    if 0 in own or longest * rows - sum(own) > cost.affordable(asked):
+    x = packing.time_major(call)
+    steps, rows, _ = x.shape
+    own = [steps] * rows if lengths is None else lengths.tolist()
+    longest, restarts = max(own), []
+    if 0 in own:
         return None
+    if call.resets is not None:
+        resets = call.resets[:longest]
+        restarts = [Restarts(resets, reverse=reverse) for reverse in _ways(asked)]
+    if not _stays(call, longest * rows - sum(own), restarts):
+        return None
+    data, sizes = x[:longest].flatten(0, 1), [rows] * longest
+    if lengths is None:
+        output, *final = _stack(call, data, sizes, restarts)
+        return packing.in_form(call, output, rows), *final
     _, past, last = packing.ends(lengths, longest)
-    data = x[:longest].flatten(0, 1).index_fill(0, past, 0)  # NaN would reach dW: 0 * NaN
-    output, h_n = _stack(call, data, [rows] * longest, last)
+    data = data.index_fill(0, past, 0)  # NaN would reach dW: 0 * NaN
+    output, h_n = _stack(call, data, sizes, restarts, last)
     return packing.in_form(call, output.index_fill(0, past, 0), rows), h_n
 
 
+def _stays(call: StackCall, idle: int, restarts: list[Restarts]) -> bool:
+    """Whether the rows are better left as they lie; `idle` as of `cost.stays`."""
+    asked = call.request
+    if not restarts:
+        return cost.stays(asked, idle)
+    if asked.bidirectional:  # of which each would be cut up in other places
+        return True
+    steps, rows, _ = packing.time_major(call).shape
+    (own,) = restarts
+    number = sum(map(bool, own.counts))
+    parts = rows + len(own.rows)
+    if cost.stays(asked, idle, number, steps * rows / parts):  # if all were equally long
+        return True
+    longest = int(packing.cut(call.lengths, call.resets, steps, rows).length.max())
+    return cost.stays(asked, idle, number, longest)
+
+
+def _ways(request: Request) -> tuple[bool, ...]:
+    """Whether each direction is backwards in time."""
+    return (False, True) if request.bidirectional else (False,)
+
+
 def _stack(
-    call: StackCall, x: Tensor, sizes: list[int], last: Tensor | None = None
-) -> tuple[Tensor, ...]:
+    call: StackCall, x: Tensor, sizes: list[int], restarts: Sequence[Restarts] = (),
+    last: Tensor | None = None,
+) -> tuple[Tensor, ...]:  # fmt: skip
     """Every layer in turn; x is (N, I), and so is the output, (N, directions * H).
 
     Args:
         call: the weights and states are taken from it.
         x: of the first layer.
         sizes: (T,), rows of each step.
+        restarts: where rows start over, of each direction, or empty.
         last: (B,), places where rows in one direction end before those do, of cells without c.
     """
     asked, states = call.request, []
-    ways = (False, True) if asked.bidirectional else (False,)
-    both = [Steps(sizes, reverse=reverse) for reverse in ways]
+    both = [
+        Steps(sizes, reverse=reverse, restarts=own)
+        for reverse, own in zip_longest(_ways(asked), restarts)
+    ]
     per_slot = 4 if asked.bias else 2
     for layer in range(asked.num_layers):
         outputs = []

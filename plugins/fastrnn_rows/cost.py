@@ -1,9 +1,9 @@
 """What a call costs in steps over packed rows.
 
 Rows of different lengths are taken to end evenly spread over the T steps, and rows that may start
-over never to do so: where they do, steps are fewer. The constants lie
-between what two x86 machines of two cores took, as ratios to torch's own path beside them; see
-`fastrnn_aten.cpu`, which they are compared with.
+over to do so seldom (`roofline.SELDOM`). The constants lie between what two x86 machines of two
+cores took, as ratios to torch's own path beside them; see `fastrnn_aten.cpu`, which they are
+compared with.
 """
 
 from __future__ import annotations
@@ -11,7 +11,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from fastrnn.request import Cost
-from fastrnn.roofline import CPU_BYTES, beside_onednn, cpu_step, recurrent_weights, rows, steps
+from fastrnn.roofline import (
+    CPU_BYTES,
+    beside_onednn,
+    cpu_step,
+    recurrent_weights,
+    restarting,
+    rows,
+    steps,
+)
 from fastrnn_rows import laid_out
 
 if TYPE_CHECKING:
@@ -44,10 +52,14 @@ PAGE = 4096
 threads, from which the product gains more with W_hh as it lies."""
 UNEQUAL, UNEQUAL_TRAINING = 100e-6, 150e-6
 """Of finding where rows of different lengths end."""
-PACKING, PACKING_PASSES = 200e-6, 2
+PACKING, PACKING_PASSES, PACKING_PASSES_TRAINING = 200e-6, 2, 4
 """Of sorting and packing padded rows, and how often input and output are copied for it."""
 RUNNING_ON = 70e-6
 """Of setting zero what rows make past their ends, where they run on."""
+STARTING, STARTING_TRAINING = 80e-6, 120e-6
+"""Of looking for the steps at which rows start over where they stand."""
+RESTARTING, RESTARTING_TRAINING = 8e-6, 20e-6
+"""Of such a step."""
 BOUNDED = ("gru", "rnn_tanh")
 """Cells whose states cannot grow beyond all bounds, and whose only state is what they return."""
 MARGIN = 1.05
@@ -56,9 +68,9 @@ MARGIN = 1.05
 
 def estimate(request: Request) -> Cost:
     """Steps x (product + fixed part of a step)."""
-    if request.padded and not request.resets and may_run_on(request):
+    if request.padded and may_run_on(request):
         length = steps(request) / request.num_layers
-        if length * (rows(request) - 1) / 2 <= affordable(request):
+        if stays(request, round(length * (rows(request) - 1) / 2)):
             seconds, why = estimate(request._replace(varlen=False, padded=False))
             return Cost(seconds + MARGIN * RUNNING_ON, why)
     loop = LOOPS.get(request.cell, ELMAN)
@@ -68,7 +80,7 @@ def estimate(request: Request) -> Cost:
     product, size = share * cpu_step(request), request.dtype.itemsize
     rival_is_onednn = request.cell == "lstm" and not request.varlen
     forward = share * beside_onednn(request) if rival_is_onednn else product
-    seconds = _packing(request) if request.padded or request.resets else 0.0
+    seconds = _marked(request)
     if _turns(request, share):
         few = share * rows(request) < laid_out.SEVERAL
         gains_nothing = request.threads > 1 and few and request.hidden_size * size >= PAGE
@@ -95,13 +107,29 @@ def may_run_on(request: Request) -> bool:
     return request.cell in BOUNDED and not request.bidirectional
 
 
-def affordable(request: Request) -> float:
-    """Steps of a row that cost as much as packing rows: only their part of a step's products.
+def stays(request: Request, idle: int, over: int = 0, longest: float | None = None) -> bool:
+    """Whether rows are better left as they lie than packed.
 
-    Input and output are copied either way.
+    Args:
+        request: what is asked for.
+        idle: steps of a row past its end, which count with their part of a step's products; input
+            and output are copied either way.
+        over: steps at which rows start over.
+        longest: steps of the longest part, if they are cut up where they start over: time takes as
+            many then, of more rows.
     """
-    product = cpu_step(request) / max(rows(request), 1)
-    return PACKING / (product * (3 if request.needs_grad else 1))
+    passes, batch = (3 if request.needs_grad else 1), max(rows(request), 1)
+    spent = idle * passes * cpu_step(request) / batch
+    if longest is None:
+        return spent < PACKING
+    loop, length = LOOPS.get(request.cell, ELMAN), steps(request) / request.num_layers
+    step, restart, unequal = loop.step, RESTARTING, UNEQUAL
+    if request.needs_grad:
+        step, restart, unequal = loop.step_training, RESTARTING_TRAINING, UNEQUAL_TRAINING
+    more = request._replace(batch=round(length * batch / longest))
+    spent += over * restart + length * (step + passes * cpu_step(request))
+    cut = longest * (step + passes * cpu_step(more))
+    return spent < _packing(request) + unequal + cut
 
 
 def _turns(request: Request, share: float) -> bool:
@@ -110,7 +138,19 @@ def _turns(request: Request, share: float) -> bool:
     return laid_out.turns(gates, hidden, request.dtype.itemsize, length, share * rows(request))
 
 
+def _marked(request: Request) -> float:
+    """Seconds of rows that end, if they do not run on, or start over."""
+    if request.padded:
+        return _packing(request)
+    if not request.resets:
+        return 0.0
+    if request.needs_grad:
+        return STARTING_TRAINING + restarting(request) * RESTARTING_TRAINING
+    return STARTING + restarting(request) * RESTARTING
+
+
 def _packing(request: Request) -> float:
     width = request.input_size + request.directions * request.hidden_size
     copied = steps(request) / request.num_layers * rows(request) * width * request.dtype.itemsize
-    return PACKING + PACKING_PASSES * copied / STREAM
+    passes = PACKING_PASSES_TRAINING if request.needs_grad else PACKING_PASSES
+    return PACKING + passes * copied / STREAM

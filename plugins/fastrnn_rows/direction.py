@@ -108,7 +108,9 @@ def _sums(
     if to_ih:
         d_ih = of_x.mT @ x
         d_ih = d_ih.roll(-turned, 0) if turned else d_ih
-    if to_hh:
+    if to_hh and steps.restarts is not None:
+        d_hh = of_h.mT @ steps.entering(output, h0)
+    elif to_hh:
         later, before = steps.pairs(of_h, output)
         d_hh = torch.addmm(steps.first(of_h).mT @ h0, later.mT, before)
     if to_bias_ih:

@@ -35,7 +35,9 @@ def forward(
     """See `gradients`."""
     activation, h = ACTIVATIONS[cell], hx[0]
     steps.add_to_first_(gates_x, h @ turned)
-    for before, rows, a in steps.walk(gates_x):
+    for (before, rows, a), start in zip(steps.walk(gates_x), steps.starts(h), strict=True):
+        if start is not None:
+            h = h.index_copy(0, *start)
         if before == rows:
             a.addmm_(h, turned)
         elif before:
@@ -56,7 +58,9 @@ def backward(
     is_tanh = cell == "rnn_tanh"
     slope = torch.addcmul(output.new_ones(()), output, output, value=-1) if is_tanh else output
     later = d_gates
-    for before, rows, d, f in steps.walk(d_gates, slope, back=True):
+    for (before, rows, d, f), over in zip(
+        steps.walk(d_gates, slope, back=True), steps.starts_back(), strict=True
+    ):
         if before == rows:
             d.addmm_(later, weight_hh)
         elif before:
@@ -64,4 +68,10 @@ def backward(
             top(d, rows, shared).addmm_(top(later, before, shared), weight_hh)
         # of relu a gradient must end where h is 0, though it be infinite
         later = d.mul_(f) if is_tanh else _threshold_(d, f, 0, grad_input=d)
-    return StepGradients(d_gates, d_gates, steps.first(d_gates) @ weight_hh)
+        if over is not None:
+            later = later.index_fill(0, over, 0)
+    d_h0 = steps.first(d_gates) @ weight_hh
+    if steps.restarts is not None:
+        started = d_gates.index_select(0, steps.restarts.places) @ weight_hh
+        d_h0.index_add_(0, steps.restarts.rows, started)
+    return StepGradients(d_gates, d_gates, d_h0)

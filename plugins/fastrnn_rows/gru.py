@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fastrnn_rows.gradients import Made, StepGradients, state_gradient
+from fastrnn_rows.restarts import taken_
 from fastrnn_rows.steps import into_step, top
 
 if TYPE_CHECKING:
@@ -35,11 +36,14 @@ def forward(
     bias = h.new_zeros(hidden) if bias_hh is None else bias_hh[2 * hidden :]
     output = gates_x.new_empty(len(gates_x), hidden)
     from_h = torch.empty_like(output) if save else output
-    for before, rows, gates, r_t, z_t, n_t, from_t, h_t in steps.walk(
-        gates_x[:, : 2 * hidden], *gates_x.chunk(3, 1), from_h, output
+    walk = steps.walk(gates_x[:, : 2 * hidden], *gates_x.chunk(3, 1), from_h, output)
+    for (before, rows, gates, r_t, z_t, n_t, from_t, h_t), start in zip(
+        walk, steps.starts(h), strict=True
     ):
         if before != rows:
             h = into_step(h, hx[0], before, rows)
+        if start is not None:
+            h = h.index_copy(0, *start)
         gates.addmm_(h, of_gates).sigmoid_()
         torch.addmm(bias, h, of_n, out=from_t)
         h = torch.lerp(n_t.addcmul_(r_t, from_t).tanh_(), h, z_t, out=h_t)
@@ -71,8 +75,14 @@ def backward(
     flat = d_gates.flatten(1)
     of_x, of_h = flat[:, : 3 * hidden], flat[:, hidden:]
     d_h = state_gradient(d_final[0], hx[0])
-    for _, rows, d, factors, whole, z_t in steps.walk(d_output, d_gates, of_h, z, back=True):
+    taken: list[Tensor] = []
+    for (_, rows, d, factors, whole, z_t), over in zip(
+        steps.walk(d_output, d_gates, of_h, z, back=True), steps.starts_back(), strict=True
+    ):
         d_here = top(d_h, steps.rows, rows).add_(d)
         factors.mul_(d_here.unsqueeze(1))
         d_here.mul_(z_t).addmm_(whole, weight_hh)
+        if over is not None:
+            taken.append(taken_(d_h, over))
+    steps.add_started_(d_h, taken)
     return StepGradients(of_x, of_h, d_h)

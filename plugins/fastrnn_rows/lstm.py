@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fastrnn_rows.gradients import Made, StepGradients, state_gradient
+from fastrnn_rows.restarts import taken_
 from fastrnn_rows.steps import top
 
 if TYPE_CHECKING:
@@ -35,9 +36,14 @@ def forward(
     output = gates_x.new_empty(len(gates_x), hidden)
     cells = torch.empty_like(output) if save else output
     i, f, g, o = gates_x.chunk(4, 1)
-    for before, rows, a, i_f, i_t, f_t, g_t, o_t, c_t, h_t in steps.walk(
-        gates_x, gates_x[:, : 2 * hidden], i, f, g, o, cells, output
+    walk = steps.walk(gates_x, gates_x[:, : 2 * hidden], i, f, g, o, cells, output)
+    for (before, rows, a, i_f, i_t, f_t, g_t, o_t, c_t, h_t), start in zip(
+        walk, steps.starts(*hx), strict=True
     ):
+        if start is not None:
+            over, own_h, own_c = start
+            h = h.index_copy(0, over, own_h)
+            c.index_copy_(0, over, own_c)
         if before:
             shared = min(before, rows)
             top(a, rows, shared).addmm_(top(h, before, shared), turned)
@@ -73,8 +79,11 @@ def backward(
     to_c = torch.addcmul(o, output, tanh_c, value=-1, out=tanh_c)
     flat = d_gates.flatten(1)
     d_h, d_c = (state_gradient(*each) for each in zip(d_final, hx, strict=True))
-    for _, rows, d, whole, by_c, by_h, to_c_t, f_t in steps.walk(
-        d_output, flat, d_gates[:, :3], of_o, to_c, f, back=True
+    taken_h: list[Tensor] = []
+    taken_c: list[Tensor] = []
+    walk = steps.walk(d_output, flat, d_gates[:, :3], of_o, to_c, f, back=True)
+    for (_, rows, d, whole, by_c, by_h, to_c_t, f_t), over in zip(
+        walk, steps.starts_back(), strict=True
     ):
         d_here = top(d_h, steps.rows, rows).add_(d)
         d_c_here = top(d_c, steps.rows, rows).addcmul_(d_here, to_c_t)
@@ -82,4 +91,9 @@ def backward(
         by_h.mul_(d_here)
         d_c_here.mul_(f_t)
         torch.mm(whole, weight_hh, out=d_here)
+        if over is not None:
+            taken_h.append(taken_(d_h, over))
+            taken_c.append(taken_(d_c, over))
+    steps.add_started_(d_h, taken_h)
+    steps.add_started_(d_c, taken_c)
     return StepGradients(flat, flat, d_h, d_c)

@@ -9,14 +9,17 @@ backwards in time at its last one.
 from __future__ import annotations
 
 from functools import cached_property
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from torch import Tensor
+
+    from fastrnn_rows.restarts import Restarts
 
 
 class Steps:
@@ -28,11 +31,15 @@ class Steps:
         rows: B.
         rows_a_step: of the T steps, on average.
         equal: whether all rows have T steps.
+        restarts: where some of equal rows start over, or None.
     """
 
-    def __init__(self, sizes: list[int], *, reverse: bool) -> None:
+    def __init__(
+        self, sizes: list[int], *, reverse: bool, restarts: Restarts | None = None
+    ) -> None:
         self.sizes = sizes
         self.reverse = reverse
+        self.restarts = restarts
         self.rows = sizes[0]
         self.rows_a_step = sum(sizes) / len(sizes)
         self.equal = sizes[-1] == sizes[0]
@@ -71,7 +78,7 @@ class Steps:
         self._add_(sequence, values, at_ends=not self.reverse)
 
     def pairs(self, d_steps: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
-        """(N - B, ...) twice: what belongs to a step, and the state that entered it.
+        """(N - B, ...) twice: what belongs to a step, and the state that the step before left.
 
         Of all steps but the first ones, in an order that suits memory.
         """
@@ -88,7 +95,11 @@ class Steps:
         rows = self.rows
         if self.equal:
             parts = (states[rows:], initial) if self.reverse else (initial, states[:-rows])
-            return torch.cat(parts)
+            found = torch.cat(parts)
+            if self.restarts is not None:
+                own = initial.index_select(0, self.restarts.rows)
+                found.index_copy_(0, self.restarts.places, own)
+            return found
         if not self.reverse:
             return torch.cat((initial, states.index_select(0, self.linked)))
         found = torch.empty_like(states).index_copy_(0, self.linked, states[rows:])
@@ -106,6 +117,31 @@ class Steps:
         if self.reverse != back:
             rows, parts = rows[::-1], [each[::-1] for each in parts]
         return zip((0, *rows[:-1]), rows, *parts, strict=True)
+
+    def starts(self, *initial: Tensor) -> Iterable[tuple[Tensor, ...] | None]:
+        """Of each step in turn the rows that start over there, (n,), and what with; or None.
+
+        Args:
+            initial: states, (B, H) each, of which those rows' are given, (n, H).
+        """
+        found = self.restarts
+        if found is None:
+            return repeat(None, len(self.sizes))
+        own = (found.by_step(each.index_select(0, found.rows)) for each in initial)
+        parts = [None if step[0] is None else step for step in zip(found.at, *own, strict=True)]
+        return reversed(parts) if self.reverse else parts
+
+    def starts_back(self) -> Iterable[Tensor | None]:
+        """The rows that start over, (n,) or None, of each step from the last to the first."""
+        if self.restarts is None:
+            return repeat(None, len(self.sizes))
+        return self.restarts.at if self.reverse else reversed(self.restarts.at)
+
+    def add_started_(self, d_initial: Tensor, taken: list[Tensor]) -> None:
+        """Add to (B, H), in place, what was taken of rows in the order of `starts_back`."""
+        if self.restarts is not None and taken:
+            d_own = torch.cat(taken if self.reverse else taken[::-1])
+            d_initial.index_add_(0, self.restarts.rows, d_own)
 
     def _at_ends(self, sequence: Tensor) -> Tensor:
         return sequence[-self.rows :] if self.equal else sequence.index_select(0, self.ends)

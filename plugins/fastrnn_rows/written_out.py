@@ -28,7 +28,8 @@ def run(
     parts = gates_x.split(steps.sizes)  # type: ignore[no-untyped-call] # torch has not typed it
     states = tuple(state[:0] for state in hx) if steps.reverse else hx
     outputs, ended = [], []
-    for part in reversed(parts) if steps.reverse else parts:
+    in_turn = reversed(parts) if steps.reverse else parts
+    for part, start in zip(in_turn, steps.starts(*hx), strict=True):
         rows, before = len(part), len(states[0])
         if rows > before:  # some start here
             states = tuple(
@@ -38,6 +39,11 @@ def run(
         elif rows < before:
             ended.append(tuple(state[rows:] for state in states))
             states = tuple(state[:rows] for state in states)
+        if start is not None:
+            over, *own = start
+            states = tuple(
+                state.index_copy(0, over, each) for state, each in zip(states, own, strict=True)
+            )
         pre = (part + states[0] @ weight_hh.mT).chunk(known.gates, 1)
         h, c = known.step(pre, states[-1], ())  # of a GRU c is h, and an Elman RNN has none
         states = (h, c)[: len(hx)]
