@@ -129,3 +129,36 @@ def test_the_grid_is_that_of_the_files() -> None:
         f"| {what} | {one} | {two} |" for what, one, two in zip(GRID_ROWS, *columns, strict=True)
     ]
     assert "\n".join(lines) in README.read_text(encoding="utf-8")
+
+
+MARKS = {
+    "lengths of T, all of them": "lengths of T",
+    "lengths from T down to 1": "lengths to T",
+    "a mask of no resets": "no resets",
+    "a reset in 100 steps": "resets / 100",
+    "a reset in 10 steps": "resets / 10",
+}
+MARKED = ("lstm", "gru", "rnn_tanh")
+
+
+def marks_table() -> list[str]:
+    """What marks cost, from the file of `marks_cost`."""
+    path = MEASURED.parent / "marks-1-thread.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+
+    def cell(mark: str, **chosen: str) -> str:
+        found = [row for row in rows if all(row[name] == value for name, value in chosen.items())]
+        ratios = [row[mark]["ratio"] for row in found]
+        assert len(ratios) == 18
+        return f"{statistics.geometric_mean(ratios):.2f} ({max(ratios):.1f})"
+
+    columns = [(name, mode) for name in MARKED for mode in ("train", "forward")]
+    lines = [
+        [what, *(cell(mark, cell=name, mode=mode) for name, mode in columns)]
+        for what, mark in MARKS.items()
+    ]
+    return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def test_what_marks_cost_is_that_of_the_file() -> None:
+    assert "\n".join(marks_table()) in README.read_text(encoding="utf-8")

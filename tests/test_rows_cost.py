@@ -53,6 +53,16 @@ def test_two_threads_choose_anew(
             assert fastrnn.explain(layer, packed).backend == backend
 
 
+def test_large_lstms_with_frozen_weights_are_not_onednns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It forms the gradients of weights, asked for or not."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    for hidden, backend in ((64, "aten"), (512, "rows")):
+        layer, x = fastrnn.LSTM(hidden, hidden), torch.empty(100, 32, hidden, requires_grad=True)
+        assert fastrnn.explain(layer, x).backend == "aten"
+        layer.requires_grad_(False)
+        assert fastrnn.explain(layer, x).backend == backend
+
+
 def test_estimates_know_which_rows_run_on() -> None:
     for (steps, batch, hidden), runs_on in (((20, 8, 32), True), ((200, 64, 256), False)):
         layer, x = fastrnn.GRU(hidden, hidden, backend="rows"), torch.empty(steps, batch, hidden)

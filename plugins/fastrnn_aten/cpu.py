@@ -47,8 +47,10 @@ def estimate(request: Request) -> Cost:
     if by_onednn:
         passes = 3 if request.needs_grad else 1
         seconds = CALL + loop * (ONEDNN_STEP + 0.5 * passes * cpu_product(request))
-        if request.frozen:  # it forms the gradients of weights all the same, with inputs and all
-            seconds += loop * 0.5 * cpu_input_product(request)
+        if request.frozen:
+            # It forms the gradients of weights all the same, those of W_ih, too: over all steps at
+            # once, in products that are no faster than others' are.
+            seconds += loop * (0.5 * cpu_product(request) + cpu_input_product(request))
         return Cost(seconds + _laying_out(request), "oneDNN")
     why = "ATen's loop" + (", differentiated step by step" if request.needs_grad else "")
     return Cost(_loop(request, cpu_step(request)), why)
