@@ -63,6 +63,18 @@ def test_large_lstms_with_frozen_weights_are_not_onednns(monkeypatch: pytest.Mon
         assert fastrnn.explain(layer, x).backend == backend
 
 
+@pytest.mark.parametrize(
+    ("steps", "hidden", "backend"),
+    [(1, 128, "aten"), (1, 256, "rows"), (1, 1024, "rows"), (100, 256, "aten")],
+)
+def test_few_steps_do_not_pay_for_weights_laid_out_anew(
+    steps: int, hidden: int, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    layer = fastrnn.LSTM(hidden, hidden)
+    assert fastrnn.explain(layer, torch.empty(steps, 1, hidden)).backend == backend
+
+
 def test_estimates_know_which_rows_run_on() -> None:
     for (steps, batch, hidden), runs_on in (((20, 8, 32), True), ((200, 64, 256), False)):
         layer, x = fastrnn.GRU(hidden, hidden, backend="rows"), torch.empty(steps, batch, hidden)

@@ -28,10 +28,12 @@ LSTM_STEP, LSTM_STEP_TRAINING = 8.5e-6, 55e-6
 """Of an LSTM's, and of a GRU's."""
 ONEDNN_STEP = 0.5e-6
 ONEDNN_DTYPES = (torch.float32, torch.bfloat16)
-CACHE, RELAID, RELAID_TRAINING, RELAID_HALVED = 4e6, 4.6e9, 2.6e9, 1.4e7
+CACHE, RELAID = 4e6, 4.6e9
 """Bytes of a layer's weights above which it shows that oneDNN lays them out in its own way, once a
-call, and bytes a second at which it does; in training, where their gradients are laid out, too, the
-rate for few bytes, and the bytes at which it has halved."""
+call, and bytes a second at which it does."""
+CACHE_TRAINING, RELAID_TRAINING, RELAID_HALVED = 1.5e6, 2.6e9, 1.4e7
+"""In training, where their gradients are laid out, too; the rate is that for few bytes, and has
+halved at so many."""
 PACKED_STEP, PACKED_GATED_STEP, PACKED_STEP_TRAINING = 1.5e-6, 6e-6, 8e-6
 """More, where rows are packed: each step is a slice of the data."""
 SLICED = 1.5e10
@@ -63,7 +65,7 @@ def _laying_out(request: Request) -> float:
         inputs = below if layer else request.input_size
         weights = request.gates * request.hidden_size * (inputs + request.state_size)
         size = weights * request.dtype.itemsize
-        if size > CACHE:
+        if size > (CACHE_TRAINING if request.needs_grad else CACHE):
             one = size / RELAID
             if request.needs_grad:
                 one = size / RELAID_TRAINING * (1 + size / RELAID_HALVED)
