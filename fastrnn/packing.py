@@ -6,6 +6,7 @@ that they start from, so they run side by side, and time takes as many steps as 
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from fastrnn.request import Request
 
     Run = Callable[[StackCall], tuple[Tensor, ...]]
+    RunAsItLies = Callable[[StackCall, Callable[[], "Parts"]], tuple[Tensor, ...] | None]
 
 
 class Parts(NamedTuple):
@@ -59,29 +61,29 @@ def reasons(request: Request) -> list[str]:
 
 
 def run(
-    run_packed: Run, run_equal: Run, call: StackCall,
-    run_as_it_lies: Callable[[StackCall], tuple[Tensor, ...] | None] | None = None,
+    run_packed: Run, run_equal: Run, call: StackCall, run_as_it_lies: RunAsItLies | None = None
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """What comes of padded rows, with zeros past a row's length.
 
     Args:
         run_packed: takes the data of a PackedSequence.
         run_equal: takes padded rows, all of T steps, to which the rest of the call comes down.
-        call: padded, with `lengths`, of which some may be zero, or `resets`, in one direction then,
-            or both.
-        run_as_it_lies: takes the call itself, of one row at least, and returns what comes of it, or
-            None if its rows are better packed.
+        call: padded, with `lengths`, of which some may be zero, or `resets`, or both; rows that
+            start over in two directions can only be left as they lie.
+        run_as_it_lies: takes the call itself, of one row at least, and what its parts would be; it
+            returns what comes of it, or None if its rows are better packed.
     """
     first, second, _ = call.input.shape
     steps, batch, _ = time_major(call).shape
     checks.check_tensors(call.input, call.hx, call.weights, steps)
     if batch and _are_equal(call, steps):
         return run_equal(call._replace(lengths=None, resets=None))
+    parts_of = cache(lambda: cut(call.lengths, call.resets, steps, batch))
     if batch and run_as_it_lies is not None:
-        made = run_as_it_lies(call)
+        made = run_as_it_lies(call, parts_of)
         if made is not None:
             return made
-    parts = cut(call.lengths, call.resets, steps, batch)
+    parts = parts_of()
     lengths, order = parts.length.sort(descending=True, stable=True)
     in_place = order.argsort().index_select(0, parts.last)
     row, begin = parts.row.index_select(0, order), parts.begin.index_select(0, order)

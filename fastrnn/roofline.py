@@ -34,7 +34,7 @@ def rows(request: Request) -> int:
 
 
 def restarting(request: Request) -> float:
-    """Steps, of all layers and directions, at which some row starts over."""
+    """Steps, of all layers and directions, at which some row is taken to start over."""
     if not request.resets:
         return 0.0
     return steps(request) * request.directions * min(rows(request) / SELDOM, 1.0)

@@ -9,7 +9,8 @@ import torch
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastrnn
-from fastrnn_rows import cost, direction
+from fastrnn_rows import cost
+from rows_cases import rows_of_steps
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -103,34 +104,17 @@ def test_rows_are_cut_up_where_that_saves_steps(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     resets = (torch.arange(steps).unsqueeze(1) + 7 * torch.arange(batch)) % every == 0
-    sizes = rows_of_steps(kind(hidden, hidden), resets, monkeypatch)
+    sizes = rows_of_steps(kind(hidden, hidden), resets)
     assert (sizes == [batch] * steps) == stays
     assert stays or len(sizes) <= every
 
 
-def test_a_row_that_goes_on_keeps_the_others_from_being_cut_up(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_row_that_goes_on_keeps_the_others_from_being_cut_up() -> None:
     resets = torch.zeros(128, 8, dtype=torch.bool)
     resets[60:68, 1:] = True
-    assert rows_of_steps(fastrnn.GRU(32, 32), resets, monkeypatch) == [8] * 128
+    assert rows_of_steps(fastrnn.GRU(32, 32), resets) == [8] * 128
     resets[::4] = True
-    assert len(rows_of_steps(fastrnn.GRU(32, 32), resets, monkeypatch)) == 4
-
-
-def rows_of_steps(layer: Any, resets: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many rows each step of the loop has."""
-    ran: list[list[int]] = []
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            direction, "run", lambda cell, along, *rest, run=direction.run, **how: (
-                ran.append(along.sizes) or run(cell, along, *rest, **how)
-            ),
-        )  # fmt: skip
-        layer.backend = "rows"
-        layer(torch.randn(*resets.shape, layer.input_size), resets=resets)
-    (sizes,) = ran
-    return sizes
+    assert len(rows_of_steps(fastrnn.GRU(32, 32), resets)) == 4
 
 
 @pytest.mark.parametrize("name", ["rows", "reference"])

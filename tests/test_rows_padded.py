@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 import fastrnn
 from fastrnn import packing
-from fastrnn_rows import direction
-from rows_cases import CELLS, assert_same, modules, results
+from rows_cases import CELLS, assert_same, modules, results, rows_of_steps
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -56,19 +55,11 @@ def test_rows_that_start_over(
     assert_same(*made)
 
 
-def test_parts_of_rows_run_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_of_rows_run_side_by_side() -> None:
     """Time takes as many steps as the longest part."""
-    ran = []
-    monkeypatch.setattr(
-        direction, "run", lambda cell, steps, *rest, run=direction.run, **how: (
-            ran.append(steps.sizes) or run(cell, steps, *rest, **how)
-        ),
-    )  # fmt: skip
     resets = torch.zeros(100, 2, dtype=torch.bool)
     resets[::10, 0] = resets[40, 1] = resets[90, 1] = True
-    _, ours = modules("lstm", 3, 4)
-    ours(torch.randn(100, 2, 3).double(), resets=resets)
-    assert ran == [[13] * 10 + [2] * 30 + [1] * 10]
+    assert rows_of_steps(fastrnn.LSTM(3, 4), resets) == [13] * 10 + [2] * 30 + [1] * 10
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -65,10 +65,10 @@ def _laying_out(request: Request) -> float:
         inputs = below if layer else request.input_size
         weights = request.gates * request.hidden_size * (inputs + request.state_size)
         size = weights * request.dtype.itemsize
-        if size > (CACHE_TRAINING if request.needs_grad else CACHE):
-            one = size / RELAID
-            if request.needs_grad:
-                one = size / RELAID_TRAINING * (1 + size / RELAID_HALVED)
+        shows, one = CACHE, size / RELAID
+        if request.needs_grad:
+            shows, one = CACHE_TRAINING, size / RELAID_TRAINING * (1 + size / RELAID_HALVED)
+        if size > shows:
             seconds += request.directions * one
     return seconds / max(request.threads, 1)
 

@@ -16,9 +16,12 @@ from fastrnn_aten import one_call, onednn_cost, rectangles
 from fastrnn_aten.backend import AtenBackend
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from fastrnn.backend import StackCall
+    from fastrnn.packing import Parts
     from fastrnn.request import Cost, Request
 
 
@@ -62,7 +65,7 @@ class OnednnBackend(StackBackend):
         return packing.run(_run_packed, AtenBackend().run, call, _run_as_it_lies)
 
 
-def _run_as_it_lies(call: StackCall) -> tuple[Tensor, ...] | None:
+def _run_as_it_lies(call: StackCall, _parts_of: Callable[[], Parts]) -> tuple[Tensor, ...] | None:
     """See `one_call`; None where that would waste too many steps, or cannot be."""
     steps, batch, _ = packing.time_major(call).shape
     rows = one_call.rows_of(call.lengths, call.resets, steps, batch)

@@ -17,11 +17,12 @@ from fastrnn_rows.restarts import Restarts
 from fastrnn_rows.steps import Steps
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
     from fastrnn.backend import Cell, StackCall
+    from fastrnn.packing import Parts
     from fastrnn.request import Cost, Request
 
 DTYPES = (torch.float32, torch.float64)
@@ -83,7 +84,7 @@ def _run_equal(call: StackCall) -> tuple[Tensor, ...]:
     return output.transpose(0, 1) if call.batch_first else output, *final
 
 
-def _run_as_it_lies(call: StackCall) -> tuple[Tensor, ...] | None:
+def _run_as_it_lies(call: StackCall, parts_of: Callable[[], Parts]) -> tuple[Tensor, ...] | None:
     """Rows run on past their ends, and start over where they stand.
 
     What they make past their ends is zero afterwards, and so are its gradients. None where packing
@@ -101,7 +102,7 @@ def _run_as_it_lies(call: StackCall) -> tuple[Tensor, ...] | None:
     if call.resets is not None:
         resets = call.resets[:longest]
         restarts = [Restarts(resets, reverse=reverse) for reverse in _ways(asked)]
-    if not _stays(call, longest * rows - sum(own), restarts):
+    if not _stays(call, longest * rows - sum(own), restarts, parts_of):
         return None
     data, sizes = x[:longest].flatten(0, 1), [rows] * longest
     if lengths is None:
@@ -113,21 +114,22 @@ def _run_as_it_lies(call: StackCall) -> tuple[Tensor, ...] | None:
     return packing.in_form(call, output.index_fill(0, past, 0), rows), h_n
 
 
-def _stays(call: StackCall, idle: int, restarts: list[Restarts]) -> bool:
-    """Whether the rows are better left as they lie; `idle` as of `cost.stays`."""
+def _stays(
+    call: StackCall, idle: int, restarts: list[Restarts], parts_of: Callable[[], Parts]
+) -> bool:
+    """Whether the rows are better left as they lie; `idle` as of `cost.runs_on`."""
     asked = call.request
     if not restarts:
-        return cost.stays(asked, idle)
+        return cost.runs_on(asked, idle)
     if asked.bidirectional:  # of which each would be cut up in other places
         return True
     steps, rows, _ = packing.time_major(call).shape
     (own,) = restarts
     number = sum(map(bool, own.counts))
     parts = rows + len(own.rows)
-    if cost.stays(asked, idle, number, steps * rows / parts):  # if all were equally long
+    if cost.starts_over(asked, idle, number, steps * rows / parts):  # if all were equally long
         return True
-    longest = int(packing.cut(call.lengths, call.resets, steps, rows).length.max())
-    return cost.stays(asked, idle, number, longest)
+    return cost.starts_over(asked, idle, number, int(parts_of().length.max()))
 
 
 def _ways(request: Request) -> tuple[bool, ...]:

@@ -70,7 +70,7 @@ def estimate(request: Request) -> Cost:
     """Steps x (product + fixed part of a step)."""
     if request.padded and may_run_on(request):
         length = steps(request) / request.num_layers
-        if stays(request, round(length * (rows(request) - 1) / 2)):
+        if runs_on(request, round(length * (rows(request) - 1) / 2)):
             seconds, why = estimate(request._replace(varlen=False, padded=False))
             return Cost(seconds + MARGIN * RUNNING_ON, why)
     loop = LOOPS.get(request.cell, ELMAN)
@@ -107,29 +107,41 @@ def may_run_on(request: Request) -> bool:
     return request.cell in BOUNDED and not request.bidirectional
 
 
-def stays(request: Request, idle: int, over: int = 0, longest: float | None = None) -> bool:
-    """Whether rows are better left as they lie than packed.
+def runs_on(request: Request, idle: int) -> bool:
+    """Whether rows are better left to run on past their ends than packed.
 
     Args:
         request: what is asked for.
         idle: steps of a row past its end, which count with their part of a step's products; input
             and output are copied either way.
-        over: steps at which rows start over.
-        longest: steps of the longest part, if they are cut up where they start over: time takes as
-            many then, of more rows.
     """
-    passes, batch = (3 if request.needs_grad else 1), max(rows(request), 1)
-    spent = idle * passes * cpu_step(request) / batch
-    if longest is None:
-        return spent < PACKING
+    return _idle(request, idle) < PACKING
+
+
+def starts_over(request: Request, idle: int, number: int, longest: float) -> bool:
+    """Whether rows better start over where they stand than that they are cut up there.
+
+    Args:
+        request: what is asked for.
+        idle: as of `runs_on`.
+        number: steps at which rows start over.
+        longest: steps of the longest part: time takes as many if they are cut up, of more rows.
+    """
     loop, length = LOOPS.get(request.cell, ELMAN), steps(request) / request.num_layers
     step, restart, unequal = loop.step, RESTARTING, UNEQUAL
     if request.needs_grad:
         step, restart, unequal = loop.step_training, RESTARTING_TRAINING, UNEQUAL_TRAINING
-    more = request._replace(batch=round(length * batch / longest))
-    spent += over * restart + length * (step + passes * cpu_step(request))
-    cut = longest * (step + passes * cpu_step(more))
-    return spent < _packing(request) + unequal + cut
+    more = request._replace(batch=round(length * rows(request) / longest))
+    as_it_lies = _idle(request, idle) + number * restart + length * (step + _products(request))
+    return as_it_lies < _packing(request) + unequal + longest * (step + _products(more))
+
+
+def _products(request: Request) -> float:
+    return (3 if request.needs_grad else 1) * cpu_step(request)
+
+
+def _idle(request: Request, idle: int) -> float:
+    return idle * _products(request) / max(rows(request), 1)
 
 
 def _turns(request: Request, share: float) -> bool:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastrnn
+from fastrnn_rows import direction
 
 CELLS = {
     "rnn_tanh": ("RNN", {}),
@@ -70,3 +72,13 @@ def assert_same(got: Any, want: Any) -> None:
                 assert (one if other is None else other) is None or not (one or other).any()
                 continue
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+
+
+def rows_of_steps(layer: Any, resets: Tensor) -> list[int]:
+    """How many rows each step takes on `rows` of a layer in one direction, with resets (T, B)."""
+    layer.backend = "rows"
+    with mock.patch.object(direction, "run", wraps=direction.run) as run:
+        layer(torch.randn(*resets.shape, layer.input_size), resets=resets)
+    run.assert_called_once()
+    sizes: list[int] = run.call_args.args[1].sizes
+    return sizes
