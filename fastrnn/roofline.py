@@ -41,12 +41,15 @@ def restarting(request: Request) -> float:
 
 
 def recurrent_weights(request: Request) -> int:
-    """Elements of W_hh of one layer in all its directions."""
-    return request.gates * request.hidden_size * request.state_size * request.directions
+    """Elements of W_hh of one layer and direction."""
+    return request.gates * request.hidden_size * request.state_size
 
 
 def cpu_product(request: Request) -> float:
-    """Seconds of one step's recurrent product on the CPU: arithmetic, or reading W_hh in cache."""
+    """Seconds of one step's recurrent product on the CPU: arithmetic, or reading W_hh in cache.
+
+    In one direction: a call has `steps` of them in each.
+    """
     weights, size = recurrent_weights(request), request.dtype.itemsize
     arithmetic = 2 * rows(request) * weights / (CPU_OPERATIONS * 4 / size)
     threads = max(request.threads, 1)
@@ -54,8 +57,8 @@ def cpu_product(request: Request) -> float:
 
 
 def cpu_input_product(request: Request) -> float:
-    """Seconds of one step's product with the inputs on the CPU, of the first layer."""
-    weights = request.gates * request.hidden_size * request.input_size * request.directions
+    """Seconds of one step's product with the inputs on the CPU, of the first layer, likewise."""
+    weights = request.gates * request.hidden_size * request.input_size
     arithmetic = 2 * rows(request) * weights / (CPU_OPERATIONS * 4 / request.dtype.itemsize)
     return arithmetic / max(request.threads, 1)
 

@@ -54,26 +54,68 @@ def test_two_threads_choose_anew(
             assert fastrnn.explain(layer, packed).backend == backend
 
 
-def test_large_lstms_with_frozen_weights_are_not_onednns(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    ("batch", "hidden", "backend"), [(32, 64, "aten"), (8, 512, "rows"), (128, 256, "rows")]
+)
+def test_large_lstms_with_frozen_weights_are_not_onednns(
+    batch: int, hidden: int, backend: str, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It forms the gradients of weights, asked for or not."""
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    for hidden, backend in ((64, "aten"), (512, "rows")):
-        layer, x = fastrnn.LSTM(hidden, hidden), torch.empty(100, 32, hidden, requires_grad=True)
-        assert fastrnn.explain(layer, x).backend == "aten"
-        layer.requires_grad_(False)
-        assert fastrnn.explain(layer, x).backend == backend
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    layer, x = fastrnn.LSTM(hidden, hidden), torch.empty(100, batch, hidden, requires_grad=True)
+    assert fastrnn.explain(layer, x).backend == "aten"
+    layer.requires_grad_(False)
+    assert fastrnn.explain(layer, x).backend == backend
+
+
+ATEN, ROWS = ("aten",), ("rows",)
+IN_PYTHON = ("rows", "reference")
+"""Forward they do much the same."""
 
 
 @pytest.mark.parametrize(
-    ("steps", "hidden", "backend"),
-    [(1, 128, "aten"), (1, 256, "rows"), (1, 1024, "rows"), (100, 256, "aten")],
+    ("steps", "batch", "hidden", "training", "forward"),
+    [
+        (1, 1, 128, ATEN, ATEN),
+        (1, 1, 256, ROWS, IN_PYTHON),  # 2 MB
+        (5, 8, 256, ATEN, ATEN),
+        (1, 1, 1024, ROWS, IN_PYTHON),
+        (5, 1, 512, ROWS, IN_PYTHON),  # 4 MB of W_hh, which oneDNN waits for no less
+        (20, 1, 1024, ROWS, ATEN),
+        (100, 1, 256, ATEN, ATEN),
+        (100, 1, 1024, ATEN, ATEN),
+    ],
 )
 def test_few_steps_do_not_pay_for_weights_laid_out_anew(
-    steps: int, hidden: int, backend: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    steps: int, batch: int, hidden: int, training: tuple[str, ...], forward: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    layer = fastrnn.LSTM(hidden, hidden)
-    assert fastrnn.explain(layer, torch.empty(steps, 1, hidden)).backend == backend
+    layer, x = fastrnn.LSTM(hidden, hidden), torch.empty(steps, batch, hidden)
+    assert fastrnn.explain(layer, x).backend in training
+    with torch.no_grad():
+        assert fastrnn.explain(layer, x).backend in forward
+
+
+@pytest.mark.parametrize("name", ["aten", "rows", "reference"])
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("kind", [fastrnn.LSTM, fastrnn.GRU, fastrnn.RNN])
+@pytest.mark.parametrize("hidden", [64, 512])
+def test_a_second_direction_costs_what_the_first_does(
+    name: str, grad: bool, kind: Any, hidden: int
+) -> None:
+    def a_step(bidirectional: bool) -> float:
+        layer = kind(hidden, hidden, bidirectional=bidirectional)
+
+        def seconds(steps: int) -> float:
+            asked = fastrnn.explain(layer, torch.empty(steps, 8, hidden)).candidates
+            return next(one.cost.seconds for one in asked if one.name == name and one.cost)
+
+        with torch.set_grad_enabled(grad):
+            return seconds(200) - seconds(100)
+
+    assert a_step(True) == pytest.approx(2 * a_step(False))
 
 
 def test_estimates_know_which_rows_run_on() -> None:

@@ -13,6 +13,8 @@ import torch
 from fastrnn.request import Cost, Request
 from fastrnn.roofline import (
     CPU_BYTES,
+    CPU_CACHE,
+    CPU_MEMORY,
     cpu_input_product,
     cpu_product,
     cpu_step,
@@ -28,12 +30,12 @@ LSTM_STEP, LSTM_STEP_TRAINING = 8.5e-6, 55e-6
 """Of an LSTM's, and of a GRU's."""
 ONEDNN_STEP = 0.5e-6
 ONEDNN_DTYPES = (torch.float32, torch.bfloat16)
-CACHE, RELAID = 4e6, 4.6e9
-"""Bytes of a layer's weights above which it shows that oneDNN lays them out in its own way, once a
-call, and bytes a second at which it does."""
+CACHED, RELAID = 9e5, 4.6e9
+"""oneDNN lays out a layer's weights in its own way, once a call: bytes that it does in no time, and
+bytes a second of the rest."""
 CACHE_TRAINING, RELAID_TRAINING, RELAID_HALVED = 1.5e6, 2.6e9, 1.4e7
-"""In training, where their gradients are laid out, too; the rate is that for few bytes, and has
-halved at so many."""
+"""In training, where their gradients are laid out, too: bytes above which that shows; the rate is
+that for few bytes, and has halved at so many."""
 PACKED_STEP, PACKED_GATED_STEP, PACKED_STEP_TRAINING = 1.5e-6, 6e-6, 8e-6
 """More, where rows are packed: each step is a slice of the data."""
 SLICED = 1.5e10
@@ -48,7 +50,9 @@ def estimate(request: Request) -> Cost:
     loop = steps(request) * request.directions
     if by_onednn:
         passes = 3 if request.needs_grad else 1
-        seconds = CALL + loop * (ONEDNN_STEP + 0.5 * passes * cpu_product(request))
+        product = 0.5 * cpu_product(request)
+        product += waiting(request, product)
+        seconds = CALL + loop * (ONEDNN_STEP + passes * product)
         if request.frozen:
             # It forms the gradients of weights all the same, those of W_ih, too: over all steps at
             # once, in products that are no faster than others' are.
@@ -58,6 +62,12 @@ def estimate(request: Request) -> Cost:
     return Cost(_loop(request, cpu_step(request)), why)
 
 
+def waiting(request: Request, work: float) -> float:
+    """Seconds that a product of so much work waits for W_hh, where no cache holds it."""
+    size = recurrent_weights(request) * request.dtype.itemsize
+    return max(size / CPU_MEMORY - work, 0.0) if size > CPU_CACHE else 0.0
+
+
 def _laying_out(request: Request) -> float:
     """Seconds of laying out weights: more than all work where they are large and steps are few."""
     seconds, below = 0.0, request.state_size * request.directions
@@ -65,11 +75,11 @@ def _laying_out(request: Request) -> float:
         inputs = below if layer else request.input_size
         weights = request.gates * request.hidden_size * (inputs + request.state_size)
         size = weights * request.dtype.itemsize
-        shows, one = CACHE, size / RELAID
+        one = max(size - CACHED, 0.0) / RELAID
         if request.needs_grad:
-            shows, one = CACHE_TRAINING, size / RELAID_TRAINING * (1 + size / RELAID_HALVED)
-        if size > shows:
-            seconds += request.directions * one
+            shows = size > CACHE_TRAINING
+            one = size / RELAID_TRAINING * (1 + size / RELAID_HALVED) if shows else 0.0
+        seconds += request.directions * one
     return seconds / max(request.threads, 1)
 
 

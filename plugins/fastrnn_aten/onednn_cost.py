@@ -6,9 +6,9 @@ import math
 from typing import TYPE_CHECKING
 
 from fastrnn.request import Cost
-from fastrnn.roofline import CPU_CACHE, CPU_MEMORY, recurrent_weights, rows, steps
+from fastrnn.roofline import rows, steps
 from fastrnn_aten import cpu
-from fastrnn_aten.cpu import ONEDNN_STEP, packed_rows
+from fastrnn_aten.cpu import ONEDNN_STEP, packed_rows, waiting
 
 if TYPE_CHECKING:
     from fastrnn.request import Request
@@ -75,18 +75,7 @@ def _of_one_call(request: Request, places: float) -> float:
 def _of_steps(request: Request, work: float) -> float:
     """Seconds that all steps take apart from their work, of so much each."""
     loop = steps(request) * request.directions
-    return loop * (ONEDNN_STEP + _waiting(request, work))
-
-
-def _waiting(request: Request, work: float) -> float:
-    """Seconds that a step of so much work waits for W_hh, where no cache holds it.
-
-    Not added in training, whose constants were fitted with it.
-    """
-    size = recurrent_weights(request) // request.directions * request.dtype.itemsize
-    if request.needs_grad or size <= CPU_CACHE:
-        return 0.0
-    return max(size / CPU_MEMORY - work, 0.0)
+    return loop * (ONEDNN_STEP + waiting(request, work))
 
 
 def spare(request: Request) -> float:

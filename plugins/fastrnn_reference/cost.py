@@ -61,8 +61,8 @@ def estimate(request: Request) -> Cost:
         step += _replays(request) * (fixed + product)
         step += passes * array / STREAM
         # the weights and their gradients pass through the cache once, however short the sequence
-        weights = recurrent_weights(request) * request.num_layers * request.dtype.itemsize
-        weights *= 1 if request.frozen else 3
+        weights = recurrent_weights(request) * request.dtype.itemsize
+        weights *= request.num_layers * request.directions * (1 if request.frozen else 3)
         call = CALL_TRAINING + weights / CPU_BYTES
         why = "hand-written BPTT, weight gradients in one product"
     else:

@@ -78,14 +78,15 @@ def estimate(request: Request) -> Cost:
     number = steps(request) * request.directions
     share = 0.5 if unequal else 1.0
     product, size = share * cpu_step(request), request.dtype.itemsize
-    rival_is_onednn = request.cell == "lstm" and not request.varlen
+    rival_is_onednn = request.cell == "lstm" and not (request.varlen or request.needs_grad)
     forward = share * beside_onednn(request) if rival_is_onednn else product
+    weights = recurrent_weights(request) * size * request.num_layers * request.directions
     seconds = _marked(request)
     if _turns(request, share):
         few = share * rows(request) < laid_out.SEVERAL
         gains_nothing = request.threads > 1 and few and request.hidden_size * size >= PAGE
         forward *= 1.0 if gains_nothing else TURNED
-        seconds += recurrent_weights(request) * request.num_layers * size / TURNING
+        seconds += weights / TURNING
     if not request.needs_grad:
         seconds += loop.call + UNEQUAL * unequal + number * (loop.step + forward)
         return Cost(MARGIN * seconds, "Python steps over the rows that go on")
@@ -93,9 +94,8 @@ def estimate(request: Request) -> Cost:
     back = (1 if request.frozen else 2) * product
     step = loop.step_training + forward + back + loop.passes * array / STREAM
     # the weights and their gradients pass through the cache once, however short the sequence
-    weights = recurrent_weights(request) * request.num_layers * size / CPU_BYTES
     weights *= 1 if request.frozen else 3
-    seconds += loop.call_training + UNEQUAL_TRAINING * unequal + weights + number * step
+    seconds += loop.call_training + UNEQUAL_TRAINING * unequal + weights / CPU_BYTES + number * step
     return Cost(
         MARGIN * seconds,
         "hand-written BPTT over the rows that go on, weight gradients in one product",

@@ -162,7 +162,7 @@ def around(request: Request, at_once: int = 1) -> float:
     products = -(-request.num_layers // at_once)
     inputs = request.input_size + (products - 1) * hidden * directions
     multiply_adds = steps(request) // request.num_layers * rows(request) * inputs
-    multiply_adds *= recurrent_weights(request) // hidden
+    multiply_adds *= directions * recurrent_weights(request) // hidden
     multiply_adds = multiply_adds * cell_of(request.cell).gates // request.gates
     ieee = request.dtype.itemsize == 4 and request.precision == "ieee"
     return 2 * multiply_adds / (ORDINARY if ieee else PRODUCTS.get(request.dtype.itemsize, 1e13))
