@@ -18,7 +18,7 @@ from fastrnn.roofline import (
     steps,
 )
 
-CALL, CALL_TRAINING = 80e-6, 300e-6
+CALL, CALL_TRAINING = 150e-6, 300e-6
 STEP, STEP_TRAINING = 1.9e-6, 4.3e-6
 """Seconds of an Elman step beside its product."""
 LSTM_STEP, LSTM_STEP_TRAINING = 15.5e-6, 38e-6
