@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 if TYPE_CHECKING:
     from fastrnn.request import Request
 
@@ -18,6 +20,8 @@ CPU_OPERATIONS = 60e9
 multiply-adds a cycle, about 3 GHz, less what packing costs); float64 halves it."""
 CPU_BYTES = 50e9
 """Bytes a second at which one core reads weights that stay in its second-level cache."""
+ONEDNN_DTYPES = (torch.float32, torch.bfloat16)
+"""Of LSTMs whose rows are of one length: torch runs them on CPUs by oneDNN."""
 CPU_CACHE, CPU_MEMORY = 2e6, 14e9
 """Bytes of weights that stay there, and bytes a second of larger ones, which a small product waits
 for in every step."""
@@ -69,9 +73,14 @@ def cpu_step(request: Request) -> float:
     return cpu_product(request) + (size / CPU_MEMORY if size > CPU_CACHE else 0.0)
 
 
+def is_onednns(request: Request) -> bool:
+    """Whether torch's own path on CPUs would be oneDNN, if rows are of one length."""
+    return request.cell == "lstm" and request.dtype in ONEDNN_DTYPES and not request.proj_size
+
+
 def beside_onednn(request: Request) -> float:
-    """`cpu_step` for an LSTM's forward products, whose rival, oneDNN, gains more from threads.
+    """`cpu_step` for forward products; where the rival is oneDNN, which gains more from threads.
 
     Two threads take as long as one for the product of a few dozen rows by BLAS, or longer.
     """
-    return cpu_step(request._replace(threads=1))
+    return cpu_step(request._replace(threads=1) if is_onednns(request) else request)

@@ -35,7 +35,8 @@ def test_copies_of_weights_change_no_result(cell, T, B, H, turned, spread, monke
     theirs, ours = modules(cell, 3, H)
     x = torch.randn(T, B, 3, generator=torch.Generator().manual_seed(3)).double()
     assert_same(results(ours, x), results(theirs, x))
-    assert made == [*["turned"] * turned, *["spread"] * spread]
+    large = H == 512 and cell in ("lstm", "gru")  # 6 MB and more
+    assert made == [*["turned"] * (turned and not large), *["spread"] * spread]
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (64, 64), (65, 130), (800, 200), (300, 513)])
@@ -58,5 +59,24 @@ def test_rows_that_end_count_for_what_they_are():
     assert laid_out.forward(weight, single).data_ptr() != weight.data_ptr()
     assert laid_out.forward(weight.double(), single).stride() == (1, 20)
     assert laid_out.forward(weight, Steps([1] * 63, reverse=False)).stride() == (1, 20)
-    for rows, copied in ((7, False), (8, True)):
-        assert laid_out.turns(2000, 1000, 4, 16, rows) == copied
+
+
+@pytest.mark.parametrize(
+    ("gates", "itemsize", "rows", "copied"),
+    [
+        (2000, 4, 15, False),  # 8 MB
+        (2000, 4, 16, True),
+        (2000, 4, 128, True),
+        (1000, 8, 16, False),
+        (400, 4, 3, False),
+        (400, 4, 4, True),
+        (400, 8, 4, True),
+        (400, 4, 95, True),
+        (400, 4, 96, False),
+    ],
+)
+def test_large_weights_are_copied_for_many_rows_and_small_ones_for_few(
+    gates: int, itemsize: int, rows: int, copied: bool
+) -> None:
+    assert laid_out.turns(gates, 1000, itemsize, 16, rows) == copied
+    assert not laid_out.turns(gates, 1000, itemsize, 15, rows)

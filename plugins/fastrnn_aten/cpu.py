@@ -8,8 +8,6 @@ backend's, which travel better than the figures themselves.
 
 from __future__ import annotations
 
-import torch
-
 from fastrnn.request import Cost, Request
 from fastrnn.roofline import (
     CPU_BYTES,
@@ -18,6 +16,7 @@ from fastrnn.roofline import (
     cpu_input_product,
     cpu_product,
     cpu_step,
+    is_onednns,
     recurrent_weights,
     rows,
     steps,
@@ -26,17 +25,18 @@ from fastrnn.roofline import (
 CALL, CALL_TRAINING = 20e-6, 90e-6
 STEP, STEP_TRAINING = 3e-6, 19e-6
 """Seconds of an Elman step of ATen's loop beside its product; training records and replays it."""
-LSTM_STEP, LSTM_STEP_TRAINING = 8.5e-6, 55e-6
+LSTM_STEP, LSTM_STEP_TRAINING = 13.5e-6, 55e-6
 """Of an LSTM's, and of a GRU's."""
+SUM = 8e9
+"""Bytes a second at which an Elman step, forward, writes the sum of both its products anew."""
 ONEDNN_STEP = 0.5e-6
-ONEDNN_DTYPES = (torch.float32, torch.bfloat16)
 CACHED, RELAID = 9e5, 4.6e9
 """oneDNN lays out a layer's weights in its own way, once a call: bytes that it does in no time, and
 bytes a second of the rest."""
 CACHE_TRAINING, RELAID_TRAINING, RELAID_HALVED = 1.5e6, 2.6e9, 1.4e7
 """In training, where their gradients are laid out, too: bytes above which that shows; the rate is
 that for few bytes, and has halved at so many."""
-PACKED_STEP, PACKED_GATED_STEP, PACKED_STEP_TRAINING = 1.5e-6, 6e-6, 8e-6
+PACKED_STEP, PACKED_STEP_TRAINING = 1.2e-6, 8e-6
 """More, where rows are packed: each step is a slice of the data."""
 SLICED = 1.5e10
 """Bytes a second at which the gradient of such a slice is made, which is as long as the data."""
@@ -44,7 +44,7 @@ SLICED = 1.5e10
 
 def estimate(request: Request) -> Cost:
     """Steps x (product + fixed part of a step)."""
-    by_onednn = request.cell == "lstm" and request.dtype in ONEDNN_DTYPES and not request.proj_size
+    by_onednn = is_onednns(request)
     if request.varlen and not (by_onednn and rows(request) == 1):  # a single row is a padded one
         return Cost(_packed_loop(request), "ATen's loop, over packed rows")
     loop = steps(request) * request.directions
@@ -59,7 +59,7 @@ def estimate(request: Request) -> Cost:
             seconds += loop * (0.5 * cpu_product(request) + cpu_input_product(request))
         return Cost(seconds + _laying_out(request), "oneDNN")
     why = "ATen's loop" + (", differentiated step by step" if request.needs_grad else "")
-    return Cost(_loop(request, cpu_step(request)), why)
+    return Cost(_loop(request, 1.0), why)
 
 
 def waiting(request: Request, work: float) -> float:
@@ -83,11 +83,15 @@ def _laying_out(request: Request) -> float:
     return seconds / max(request.threads, 1)
 
 
-def _loop(request: Request, product: float) -> float:
-    loop = steps(request) * request.directions
+def _loop(request: Request, share: float) -> float:
+    """Seconds of so large a share of its products, which is that of rows that go on."""
+    loop, product = steps(request) * request.directions, share * cpu_step(request)
     gated = request.cell in ("lstm", "gru")
     if not request.needs_grad:
-        return CALL + loop * ((LSTM_STEP if gated else STEP) + product)
+        if gated:
+            return CALL + loop * (LSTM_STEP + product)
+        states = share * rows(request) * request.hidden_size * request.dtype.itemsize
+        return CALL + loop * (STEP + product + states / SUM)
     step = (LSTM_STEP_TRAINING if gated else STEP_TRAINING) + 2 * product
     if not request.frozen:
         # autograd adds dW_hh up step by step, reading and writing all of it each time
@@ -97,12 +101,12 @@ def _loop(request: Request, product: float) -> float:
 
 def _packed_loop(request: Request) -> float:
     loop = steps(request) * request.directions
-    step = PACKED_GATED_STEP if request.cell in ("lstm", "gru") else PACKED_STEP
+    step = PACKED_STEP
     if request.needs_grad:
         gates = request.gates * request.hidden_size * request.dtype.itemsize
         step = PACKED_STEP_TRAINING + packed_rows(request) * gates / SLICED
     share = 0.5 if rows(request) > 1 else 1.0  # a single row ends with the last step
-    return _loop(request, share * cpu_step(request)) + loop * step
+    return _loop(request, share) + loop * step
 
 
 def packed_rows(request: Request) -> float:

@@ -66,8 +66,7 @@ def estimate(request: Request) -> Cost:
         call = CALL_TRAINING + weights / CPU_BYTES
         why = "hand-written BPTT, weight gradients in one product"
     else:
-        if request.cell == "lstm":
-            product = beside_onednn(request)
+        product = beside_onednn(request) * gates / request.gates
         step, call, why = fixed + product, CALL, "a Python step loop"
     return Cost(MARGIN * (call + loop * step + _of_lengths(request) + _of_resets(request)), why)
 

@@ -38,19 +38,19 @@ class Loop(NamedTuple):
     """Times that training reads or writes an array of all gates that ATen's loop keeps in cache."""
 
 
-ELMAN = Loop(75e-6, 2.2e-6, 165e-6, 3.2e-6, 1)
+ELMAN = Loop(60e-6, 1.7e-6, 165e-6, 3.2e-6, 1)
 LOOPS = {
     "lstm": Loop(110e-6, 14e-6, 300e-6, 20e-6, 3),
-    "gru": Loop(110e-6, 13.5e-6, 220e-6, 13e-6, 3),
+    "gru": Loop(110e-6, 12.5e-6, 220e-6, 13e-6, 3),
 }
 STREAM = 8e9
 """Bytes a second of such a pass."""
 TURNING, TURNED = 2.5e9, 0.8
 """Bytes a second at which W_hh is turned over, and what share of itself the product then takes."""
-PAGE = 4096
-"""Bytes of a row of W_hh from which it gains nothing where a step has few rows and BLAS several
+PAGE, FEW = 4096, 8
+"""Bytes of a row of W_hh from which it gains nothing where a step has fewer rows and BLAS several
 threads, from which the product gains more with W_hh as it lies."""
-UNEQUAL, UNEQUAL_TRAINING = 100e-6, 150e-6
+UNEQUAL, UNEQUAL_TRAINING = 50e-6, 150e-6
 """Of finding where rows of different lengths end."""
 PACKING, PACKING_PASSES, PACKING_PASSES_TRAINING = 200e-6, 2, 4
 """Of sorting and packing padded rows, and how often input and output are copied for it."""
@@ -78,12 +78,13 @@ def estimate(request: Request) -> Cost:
     number = steps(request) * request.directions
     share = 0.5 if unequal else 1.0
     product, size = share * cpu_step(request), request.dtype.itemsize
-    rival_is_onednn = request.cell == "lstm" and not (request.varlen or request.needs_grad)
-    forward = share * beside_onednn(request) if rival_is_onednn else product
+    forward = product
+    if not (request.varlen or request.needs_grad):
+        forward = beside_onednn(request)
     weights = recurrent_weights(request) * size * request.num_layers * request.directions
     seconds = _marked(request)
     if _turns(request, share):
-        few = share * rows(request) < laid_out.SEVERAL
+        few = share * rows(request) < FEW
         gains_nothing = request.threads > 1 and few and request.hidden_size * size >= PAGE
         forward *= 1.0 if gains_nothing else TURNED
         seconds += weights / TURNING

@@ -21,12 +21,14 @@ GAP = 16
 """Elements between two rows."""
 STEPS = 16
 """Fewer do not pay for a copy."""
-FEW = 4
-"""Rows of a step from which W_hh^T is read faster if turned over."""
+FEW, BOUND = 4, 96
+"""Rows of a step from which W_hh^T is read faster if turned over, and from which arithmetic is what
+counts."""
 NEAR, NEAR_STEPS = 1.1e6, 64
 """Of a single row: bytes of float32 weights up to which it is, too, and steps that pay for it."""
-LARGE, SEVERAL = 4.5e6, 8
-"""Bytes of weights above which reading them is all that counts, unless a step has so many rows."""
+LARGE, SEVERAL = 4.5e6, 16
+"""Bytes of weights above which reading them counts for more, and gains nothing from it but where a
+step has so many rows of float32."""
 ALIASED, FAR, MANY = 2048, 1.5e6, 32
 """Bytes between rows, or a multiple, at which caches have few places for them, and bytes of weights
 and rows of a step above which that shows."""
@@ -47,7 +49,9 @@ def turns(gates: int, hidden: int, itemsize: int, steps: int, rows: float) -> bo
     size = gates * hidden * itemsize
     if rows < 2:
         return itemsize == 4 and steps >= NEAR_STEPS and size <= NEAR
-    return steps >= STEPS and rows >= FEW and (size <= LARGE or rows >= SEVERAL)
+    if size > LARGE:
+        return itemsize == 4 and steps >= STEPS and rows >= SEVERAL
+    return steps >= STEPS and FEW <= rows < BOUND
 
 
 def spreads(gates: int, hidden: int, itemsize: int, steps: int, rows: float) -> bool:
