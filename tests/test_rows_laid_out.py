@@ -71,8 +71,7 @@ def test_rows_that_end_count_for_what_they_are():
         (400, 4, 3, False),
         (400, 4, 4, True),
         (400, 8, 4, True),
-        (400, 4, 95, True),
-        (400, 4, 96, False),
+        (400, 4, 128, True),
     ],
 )
 def test_large_weights_are_copied_for_many_rows_and_small_ones_for_few(

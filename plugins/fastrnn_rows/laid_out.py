@@ -21,9 +21,8 @@ GAP = 16
 """Elements between two rows."""
 STEPS = 16
 """Fewer do not pay for a copy."""
-FEW, BOUND = 4, 96
-"""Rows of a step from which W_hh^T is read faster if turned over, and from which arithmetic is what
-counts."""
+FEW = 4
+"""Rows of a step from which W_hh^T is read faster if turned over."""
 NEAR, NEAR_STEPS = 1.1e6, 64
 """Of a single row: bytes of float32 weights up to which it is, too, and steps that pay for it."""
 LARGE, SEVERAL = 4.5e6, 16
@@ -51,7 +50,7 @@ def turns(gates: int, hidden: int, itemsize: int, steps: int, rows: float) -> bo
         return itemsize == 4 and steps >= NEAR_STEPS and size <= NEAR
     if size > LARGE:
         return itemsize == 4 and steps >= STEPS and rows >= SEVERAL
-    return steps >= STEPS and FEW <= rows < BOUND
+    return steps >= STEPS and rows >= FEW
 
 
 def spreads(gates: int, hidden: int, itemsize: int, steps: int, rows: float) -> bool:
