@@ -27,8 +27,8 @@ def test_auto_takes_it_for_training_and_where_the_product_of_a_step_counts(
     assert fastrnn.explain(layer, rows).backend == "rows"
     with torch.no_grad():
         # in small layers what a step has beside its product counts: of a GRU's, ATen's loop, in
-        # C++, has less, unless it slices packed rows
-        takes = hidden == 512 or packed or kind is fastrnn.RNN
+        # C++, has less
+        takes = hidden == 512 or kind is fastrnn.RNN
         assert (fastrnn.explain(layer, rows).backend == "rows") == takes
 
 
@@ -52,6 +52,31 @@ def test_two_threads_choose_anew(
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         with torch.no_grad():
             assert fastrnn.explain(layer, packed).backend == backend
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "steps", "batch", "hidden", "backend"),
+    [
+        (fastrnn.RNN, torch.float32, 20, 1, 64, "aten"),
+        (fastrnn.RNN, torch.float32, 64, 1, 64, "rows"),
+        (fastrnn.RNN, torch.float32, 20, 128, 64, "rows"),  # ATen's loop writes sums anew
+        (fastrnn.GRU, torch.float32, 20, 8, 64, "aten"),
+        (fastrnn.GRU, torch.float32, 512, 8, 64, "rows"),
+        (fastrnn.GRU, torch.float32, 100, 8, 1024, "aten"),  # not turned over for so few rows
+        (fastrnn.GRU, torch.float32, 100, 16, 1024, "rows"),
+        (fastrnn.LSTM, torch.float32, 100, 32, 128, "aten"),
+        (fastrnn.LSTM, torch.float64, 100, 32, 128, "rows"),  # which oneDNN has not
+    ],
+)
+def test_forward_loops(
+    kind: Any, dtype: torch.dtype, steps: int, batch: int, hidden: int, backend: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    layer = kind(hidden, hidden, dtype=dtype)
+    with torch.no_grad():
+        x = torch.empty(steps, batch, hidden, dtype=dtype)
+        assert fastrnn.explain(layer, x).backend == backend
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -8,6 +8,8 @@ backend's, which travel better than the figures themselves.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from fastrnn.request import Cost, Request
 from fastrnn.roofline import (
     CPU_BYTES,
@@ -22,11 +24,21 @@ from fastrnn.roofline import (
     steps,
 )
 
+
+class Step(NamedTuple):
+    """Seconds of a step of ATen's loop beside its product, forward alone and in training."""
+
+    forward: float
+    training: float
+    packed: float
+    """More of the former where rows are packed: each step is a slice of the data."""
+
+
 CALL, CALL_TRAINING = 20e-6, 90e-6
-STEP, STEP_TRAINING = 3e-6, 19e-6
-"""Seconds of an Elman step of ATen's loop beside its product; training records and replays it."""
-LSTM_STEP, LSTM_STEP_TRAINING = 13.5e-6, 55e-6
-"""Of an LSTM's, and of a GRU's."""
+ELMAN = Step(3e-6, 19e-6, 1.5e-6)
+STEPS = {"lstm": Step(13.5e-6, 55e-6, 1e-6), "gru": Step(15e-6, 55e-6, 0.0)}
+PACKED_TRAINING = 8e-6
+"""Of such a slice in training, more."""
 SUM = 8e9
 """Bytes a second at which an Elman step, forward, writes the sum of both its products anew."""
 ONEDNN_STEP = 0.5e-6
@@ -36,8 +48,6 @@ bytes a second of the rest."""
 CACHE_TRAINING, RELAID_TRAINING, RELAID_HALVED = 1.5e6, 2.6e9, 1.4e7
 """In training, where their gradients are laid out, too: bytes above which that shows; the rate is
 that for few bytes, and has halved at so many."""
-PACKED_STEP, PACKED_STEP_TRAINING = 1.2e-6, 8e-6
-"""More, where rows are packed: each step is a slice of the data."""
 SLICED = 1.5e10
 """Bytes a second at which the gradient of such a slice is made, which is as long as the data."""
 
@@ -86,13 +96,13 @@ def _laying_out(request: Request) -> float:
 def _loop(request: Request, share: float) -> float:
     """Seconds of so large a share of its products, which is that of rows that go on."""
     loop, product = steps(request) * request.directions, share * cpu_step(request)
-    gated = request.cell in ("lstm", "gru")
+    own = STEPS.get(request.cell, ELMAN)
     if not request.needs_grad:
-        if gated:
-            return CALL + loop * (LSTM_STEP + product)
-        states = share * rows(request) * request.hidden_size * request.dtype.itemsize
-        return CALL + loop * (STEP + product + states / SUM)
-    step = (LSTM_STEP_TRAINING if gated else STEP_TRAINING) + 2 * product
+        step = own.forward + product + (own.packed if request.varlen else 0.0)
+        if own is ELMAN:
+            step += share * rows(request) * request.hidden_size * request.dtype.itemsize / SUM
+        return CALL + loop * step
+    step = own.training + 2 * product
     if not request.frozen:
         # autograd adds dW_hh up step by step, reading and writing all of it each time
         step += product + 2 * recurrent_weights(request) * request.dtype.itemsize / CPU_BYTES
@@ -100,13 +110,14 @@ def _loop(request: Request, share: float) -> float:
 
 
 def _packed_loop(request: Request) -> float:
-    loop = steps(request) * request.directions
-    step = PACKED_STEP
+    seconds = _loop(
+        request, 0.5 if rows(request) > 1 else 1.0
+    )  # a single row ends with the last step
     if request.needs_grad:
         gates = request.gates * request.hidden_size * request.dtype.itemsize
-        step = PACKED_STEP_TRAINING + packed_rows(request) * gates / SLICED
-    share = 0.5 if rows(request) > 1 else 1.0  # a single row ends with the last step
-    return _loop(request, share) + loop * step
+        a_slice = PACKED_TRAINING + packed_rows(request) * gates / SLICED
+        seconds += steps(request) * request.directions * a_slice
+    return seconds
 
 
 def packed_rows(request: Request) -> float:

@@ -34,14 +34,15 @@ class Loop(NamedTuple):
     """Beside its product."""
     call_training: float
     step_training: float
-    passes: int
-    """Times that training reads or writes an array of all gates that ATen's loop keeps in cache."""
+    passes: float
+    """Times that an array of all gates is read or written that ATen's loop keeps in cache."""
+    passes_training: float
 
 
-ELMAN = Loop(60e-6, 1.7e-6, 165e-6, 3.2e-6, 1)
+ELMAN = Loop(60e-6, 1.7e-6, 165e-6, 3.2e-6, 0, 1)
 LOOPS = {
-    "lstm": Loop(110e-6, 14e-6, 300e-6, 20e-6, 3),
-    "gru": Loop(110e-6, 12.5e-6, 220e-6, 13e-6, 3),
+    "lstm": Loop(110e-6, 14e-6, 300e-6, 20e-6, 0, 3),
+    "gru": Loop(110e-6, 13.5e-6, 220e-6, 13e-6, 0.5, 3),
 }
 STREAM = 8e9
 """Bytes a second of such a pass."""
@@ -88,12 +89,13 @@ def estimate(request: Request) -> Cost:
         gains_nothing = request.threads > 1 and few and request.hidden_size * size >= PAGE
         forward *= 1.0 if gains_nothing else TURNED
         seconds += weights / TURNING
-    if not request.needs_grad:
-        seconds += loop.call + UNEQUAL * unequal + number * (loop.step + forward)
-        return Cost(MARGIN * seconds, "Python steps over the rows that go on")
     array = share * rows(request) * request.gates * request.hidden_size * size
+    if not request.needs_grad:
+        step = loop.step + forward + loop.passes * array / STREAM
+        seconds += loop.call + UNEQUAL * unequal + number * step
+        return Cost(MARGIN * seconds, "Python steps over the rows that go on")
     back = (1 if request.frozen else 2) * product
-    step = loop.step_training + forward + back + loop.passes * array / STREAM
+    step = loop.step_training + forward + back + loop.passes_training * array / STREAM
     # the weights and their gradients pass through the cache once, however short the sequence
     weights *= 1 if request.frozen else 3
     seconds += loop.call_training + UNEQUAL_TRAINING * unequal + weights / CPU_BYTES + number * step
