@@ -62,6 +62,9 @@ def test_two_threads_choose_anew(
         (fastrnn.RNN, torch.float32, 20, 128, 64, "rows"),  # ATen's loop writes sums anew
         (fastrnn.GRU, torch.float32, 20, 8, 64, "aten"),
         (fastrnn.GRU, torch.float32, 512, 8, 64, "rows"),
+        (fastrnn.GRU, torch.float32, 100, 64, 256, "rows"),
+        (fastrnn.GRU, torch.float32, 100, 128, 256, "aten"),
+        (fastrnn.GRU, torch.float32, 100, 128, 1024, "rows"),
         (fastrnn.GRU, torch.float32, 100, 8, 1024, "aten"),  # not turned over for so few rows
         (fastrnn.GRU, torch.float32, 100, 16, 1024, "rows"),
         (fastrnn.LSTM, torch.float32, 100, 32, 128, "aten"),

@@ -44,6 +44,9 @@ LOOPS = {
     "lstm": Loop(110e-6, 14e-6, 300e-6, 20e-6, 0, 3),
     "gru": Loop(110e-6, 13.5e-6, 220e-6, 13e-6, 0.5, 3),
 }
+MANY = 96
+"""Rows from which ATen's forward loop is as fast for a GRU with several threads, unless W_hh is
+large."""
 STREAM = 8e9
 """Bytes a second of such a pass."""
 TURNING, TURNED = 2.5e9, 0.8
@@ -86,8 +89,11 @@ def estimate(request: Request) -> Cost:
     seconds = _marked(request)
     if _turns(request, share):
         few = share * rows(request) < FEW
-        gains_nothing = request.threads > 1 and few and request.hidden_size * size >= PAGE
-        forward *= 1.0 if gains_nothing else TURNED
+        gains_nothing = few and request.hidden_size * size >= PAGE
+        if request.cell == "gru" and not request.needs_grad:
+            large = recurrent_weights(request) * size > laid_out.LARGE
+            gains_nothing |= share * rows(request) >= MANY and not large
+        forward *= 1.0 if gains_nothing and request.threads > 1 else TURNED
         seconds += weights / TURNING
     array = share * rows(request) * request.gates * request.hidden_size * size
     if not request.needs_grad:
