@@ -37,6 +37,7 @@ def test_auto_takes_it_for_training_and_where_the_product_of_a_step_counts(
     [
         (fastrnn.RNN, 100, 8, 1024, "rows", "aten"),  # a step has few rows
         (fastrnn.RNN, 100, 32, 1024, "rows", "rows"),
+        (fastrnn.RNN, 20, 32, 256, "rows", "aten"),
         (fastrnn.LSTM, 100, 32, 512, "rows", "rows"),  # torch's path for it is ATen's loop
         (fastrnn.LSTM, 512, 32, 256, "rows", "onednn"),
     ],
@@ -59,7 +60,7 @@ def test_two_threads_choose_anew(
     [
         (fastrnn.RNN, torch.float32, 20, 1, 64, "aten"),
         (fastrnn.RNN, torch.float32, 64, 1, 64, "rows"),
-        (fastrnn.RNN, torch.float32, 20, 128, 64, "rows"),  # ATen's loop writes sums anew
+        (fastrnn.RNN, torch.float32, 20, 128, 32, "rows"),  # ATen's loop writes sums anew
         (fastrnn.GRU, torch.float32, 20, 8, 64, "aten"),
         (fastrnn.GRU, torch.float32, 512, 8, 64, "rows"),
         (fastrnn.GRU, torch.float32, 100, 64, 256, "rows"),
@@ -69,6 +70,8 @@ def test_two_threads_choose_anew(
         (fastrnn.GRU, torch.float32, 100, 16, 1024, "rows"),
         (fastrnn.LSTM, torch.float32, 100, 32, 128, "aten"),
         (fastrnn.LSTM, torch.float64, 100, 32, 128, "rows"),  # which oneDNN has not
+        (fastrnn.LSTM, torch.float64, 512, 32, 64, "rows"),
+        (fastrnn.LSTM, torch.float64, 20, 8, 64, "aten"),
     ],
 )
 def test_forward_loops(
@@ -80,6 +83,20 @@ def test_forward_loops(
     with torch.no_grad():
         x = torch.empty(steps, batch, hidden, dtype=dtype)
         assert fastrnn.explain(layer, x).backend == backend
+
+
+@pytest.mark.parametrize(
+    ("options", "path"),
+    [({}, "oneDNN"), ({"proj_size": 16}, "ATen's loop"), ({"dtype": torch.float64}, "ATen's loop")],
+)
+def test_not_every_lstm_is_onednns(options: dict[str, Any], path: str) -> None:
+    layer = fastrnn.LSTM(32, 32, **options)
+    x = torch.empty(9, 3, 32, dtype=options.get("dtype"))
+    with torch.no_grad():
+        asked = fastrnn.explain(layer, x).candidates
+    (cost,) = (one.cost for one in asked if one.name == "aten")
+    assert cost is not None
+    assert cost.why == path
 
 
 @pytest.mark.parametrize("threads", [1, 2])

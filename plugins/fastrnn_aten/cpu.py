@@ -94,7 +94,7 @@ def _laying_out(request: Request) -> float:
 
 
 def _loop(request: Request, share: float) -> float:
-    """Seconds of so large a share of its products, which is that of rows that go on."""
+    """Seconds where a step has that share of the rows, on average."""
     loop, product = steps(request) * request.directions, share * cpu_step(request)
     own = STEPS.get(request.cell, ELMAN)
     if not request.needs_grad:
@@ -110,9 +110,8 @@ def _loop(request: Request, share: float) -> float:
 
 
 def _packed_loop(request: Request) -> float:
-    seconds = _loop(
-        request, 0.5 if rows(request) > 1 else 1.0
-    )  # a single row ends with the last step
+    share = 0.5 if rows(request) > 1 else 1.0  # a single row ends with the last step
+    seconds = _loop(request, share)
     if request.needs_grad:
         gates = request.gates * request.hidden_size * request.dtype.itemsize
         a_slice = PACKED_TRAINING + packed_rows(request) * gates / SLICED

@@ -44,9 +44,6 @@ LOOPS = {
     "lstm": Loop(110e-6, 14e-6, 300e-6, 20e-6, 0, 3),
     "gru": Loop(110e-6, 13.5e-6, 220e-6, 13e-6, 0.5, 3),
 }
-MANY = 96
-"""Rows from which ATen's forward loop is as fast for a GRU with several threads, unless W_hh is
-large."""
 STREAM = 8e9
 """Bytes a second of such a pass."""
 TURNING, TURNED = 2.5e9, 0.8
@@ -54,6 +51,8 @@ TURNING, TURNED = 2.5e9, 0.8
 PAGE, FEW = 4096, 8
 """Bytes of a row of W_hh from which it gains nothing where a step has fewer rows and BLAS several
 threads, from which the product gains more with W_hh as it lies."""
+MANY = 96
+"""Rows of a GRU's step, forward, from which a W_hh that is not large gains nothing, either."""
 UNEQUAL, UNEQUAL_TRAINING = 50e-6, 150e-6
 """Of finding where rows of different lengths end."""
 PACKING, PACKING_PASSES, PACKING_PASSES_TRAINING = 200e-6, 2, 4
@@ -88,12 +87,7 @@ def estimate(request: Request) -> Cost:
     weights = recurrent_weights(request) * size * request.num_layers * request.directions
     seconds = _marked(request)
     if _turns(request, share):
-        few = share * rows(request) < FEW
-        gains_nothing = few and request.hidden_size * size >= PAGE
-        if request.cell == "gru" and not request.needs_grad:
-            large = recurrent_weights(request) * size > laid_out.LARGE
-            gains_nothing |= share * rows(request) >= MANY and not large
-        forward *= 1.0 if gains_nothing and request.threads > 1 else TURNED
+        forward *= _turned(request, share * rows(request))
         seconds += weights / TURNING
     array = share * rows(request) * request.gates * request.hidden_size * size
     if not request.needs_grad:
@@ -157,6 +151,16 @@ def _turns(request: Request, share: float) -> bool:
     gates, hidden = request.gates * request.hidden_size, request.hidden_size
     length = steps(request) // request.num_layers
     return laid_out.turns(gates, hidden, request.dtype.itemsize, length, share * rows(request))
+
+
+def _turned(request: Request, a_step: float) -> float:
+    """What share of itself a product of so many rows takes with W_hh turned over."""
+    size = request.dtype.itemsize
+    gains_nothing = a_step < FEW and request.hidden_size * size >= PAGE
+    if request.cell == "gru" and not request.needs_grad:
+        large = recurrent_weights(request) * size > laid_out.LARGE
+        gains_nothing |= a_step >= MANY and not large
+    return 1.0 if gains_nothing and request.threads > 1 else TURNED
 
 
 def _marked(request: Request) -> float:
