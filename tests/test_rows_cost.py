@@ -37,7 +37,7 @@ def test_auto_takes_it_for_training_and_where_the_product_of_a_step_counts(
     [
         (fastrnn.RNN, 100, 8, 1024, "rows", "aten"),  # a step has few rows
         (fastrnn.RNN, 100, 32, 1024, "rows", "rows"),
-        (fastrnn.RNN, 20, 32, 256, "rows", "aten"),
+        (fastrnn.RNN, 20, 32, 256, "rows", "rows"),
         (fastrnn.LSTM, 100, 32, 512, "rows", "rows"),  # torch's path for it is ATen's loop
         (fastrnn.LSTM, 512, 32, 256, "rows", "onednn"),
     ],
@@ -66,8 +66,10 @@ def test_two_threads_choose_anew(
         (fastrnn.GRU, torch.float32, 100, 64, 256, "rows"),
         (fastrnn.GRU, torch.float32, 100, 128, 256, "aten"),
         (fastrnn.GRU, torch.float32, 100, 128, 1024, "rows"),
-        (fastrnn.GRU, torch.float32, 100, 8, 1024, "aten"),  # not turned over for so few rows
-        (fastrnn.GRU, torch.float32, 100, 16, 1024, "rows"),
+        (fastrnn.GRU, torch.float32, 512, 128, 64, "rows"),
+        (fastrnn.GRU, torch.float32, 20, 32, 256, "rows"),  # the product of which threads share
+        (fastrnn.GRU, torch.float32, 100, 7, 1024, "aten"),  # not turned over for so few rows
+        (fastrnn.GRU, torch.float32, 100, 8, 1024, "rows"),
         (fastrnn.LSTM, torch.float32, 100, 32, 128, "aten"),
         (fastrnn.LSTM, torch.float64, 100, 32, 128, "rows"),  # which oneDNN has not
         (fastrnn.LSTM, torch.float64, 512, 32, 64, "rows"),

@@ -34,25 +34,28 @@ class Loop(NamedTuple):
     """Beside its product."""
     call_training: float
     step_training: float
-    passes: float
-    """Times that an array of all gates is read or written that ATen's loop keeps in cache."""
-    passes_training: float
+    passes: int
+    """Times that training reads or writes an array of all gates that ATen's loop keeps in cache."""
 
 
-ELMAN = Loop(60e-6, 1.7e-6, 165e-6, 3.2e-6, 0, 1)
+ELMAN = Loop(60e-6, 1.7e-6, 165e-6, 3.2e-6, 1)
 LOOPS = {
-    "lstm": Loop(110e-6, 14e-6, 300e-6, 20e-6, 0, 3),
-    "gru": Loop(110e-6, 13.5e-6, 220e-6, 13e-6, 0.5, 3),
+    "lstm": Loop(110e-6, 14e-6, 300e-6, 20e-6, 3),
+    "gru": Loop(180e-6, 13.5e-6, 220e-6, 13e-6, 3),
 }
 STREAM = 8e9
 """Bytes a second of such a pass."""
 TURNING, TURNED = 2.5e9, 0.8
 """Bytes a second at which W_hh is turned over, and what share of itself the product then takes."""
-PAGE, FEW = 4096, 8
-"""Bytes of a row of W_hh from which it gains nothing where a step has fewer rows and BLAS several
+PAGE = 4096
+"""Bytes of a row of W_hh from which it gains nothing where a step has few rows and BLAS several
 threads, from which the product gains more with W_hh as it lies."""
-MANY = 96
-"""Rows of a GRU's step, forward, from which a W_hh that is not large gains nothing, either."""
+SHARED, SOME, MOST = 0.6, 16, 48
+"""That share with several threads, which gain nothing for W_hh as it lies where a step has from so
+many rows to so many and W_hh is not large; LSTMs, whose rivals gain from them, are left out."""
+MANY, SMALL = 96, 1e5
+"""Rows of a GRU's step, forward, from which it gains nothing, either, where W_hh is not large, and
+bytes of W_hh from which that shows."""
 UNEQUAL, UNEQUAL_TRAINING = 50e-6, 150e-6
 """Of finding where rows of different lengths end."""
 PACKING, PACKING_PASSES, PACKING_PASSES_TRAINING = 200e-6, 2, 4
@@ -89,13 +92,12 @@ def estimate(request: Request) -> Cost:
     if _turns(request, share):
         forward *= _turned(request, share * rows(request))
         seconds += weights / TURNING
-    array = share * rows(request) * request.gates * request.hidden_size * size
     if not request.needs_grad:
-        step = loop.step + forward + loop.passes * array / STREAM
-        seconds += loop.call + UNEQUAL * unequal + number * step
+        seconds += loop.call + UNEQUAL * unequal + number * (loop.step + forward)
         return Cost(MARGIN * seconds, "Python steps over the rows that go on")
+    array = share * rows(request) * request.gates * request.hidden_size * size
     back = (1 if request.frozen else 2) * product
-    step = loop.step_training + forward + back + loop.passes_training * array / STREAM
+    step = loop.step_training + forward + back + loop.passes * array / STREAM
     # the weights and their gradients pass through the cache once, however short the sequence
     weights *= 1 if request.frozen else 3
     seconds += loop.call_training + UNEQUAL_TRAINING * unequal + weights / CPU_BYTES + number * step
@@ -155,12 +157,16 @@ def _turns(request: Request, share: float) -> bool:
 
 def _turned(request: Request, a_step: float) -> float:
     """What share of itself a product of so many rows takes with W_hh turned over."""
+    if request.threads <= 1:
+        return TURNED
     size = request.dtype.itemsize
-    gains_nothing = a_step < FEW and request.hidden_size * size >= PAGE
-    if request.cell == "gru" and not request.needs_grad:
-        large = recurrent_weights(request) * size > laid_out.LARGE
-        gains_nothing |= a_step >= MANY and not large
-    return 1.0 if gains_nothing and request.threads > 1 else TURNED
+    weights = recurrent_weights(request) * size
+    if a_step < laid_out.SEVERAL and request.hidden_size * size >= PAGE:
+        return 1.0
+    if request.cell != "lstm" and SOME <= a_step < MOST and weights <= laid_out.LARGE:
+        return SHARED
+    full = a_step >= MANY and SMALL < weights <= laid_out.LARGE
+    return 1.0 if full and request.cell == "gru" and not request.needs_grad else TURNED
 
 
 def _marked(request: Request) -> float:

@@ -25,9 +25,10 @@ FEW = 4
 """Rows of a step from which W_hh^T is read faster if turned over."""
 NEAR, NEAR_STEPS = 1.1e6, 64
 """Of a single row: bytes of float32 weights up to which it is, too, and steps that pay for it."""
-LARGE, SEVERAL = 4.5e6, 16
-"""Bytes of weights above which reading them counts for more, and gains nothing from it but where a
-step has so many rows of float32."""
+LARGE, SEVERAL = 4.5e6, 8
+"""Bytes of weights above which reading them is all that counts, unless a step has so many rows."""
+WIDE = 1e7
+"""Bytes of float64 weights above which it is all the same."""
 ALIASED, FAR, MANY = 2048, 1.5e6, 32
 """Bytes between rows, or a multiple, at which caches have few places for them, and bytes of weights
 and rows of a step above which that shows."""
@@ -49,7 +50,8 @@ def turns(gates: int, hidden: int, itemsize: int, steps: int, rows: float) -> bo
     if rows < 2:
         return itemsize == 4 and steps >= NEAR_STEPS and size <= NEAR
     if size > LARGE:
-        return itemsize == 4 and steps >= STEPS and rows >= SEVERAL
+        gains = itemsize == 4 or size <= WIDE
+        return gains and steps >= STEPS and rows >= SEVERAL
     return steps >= STEPS and rows >= FEW
 
 
