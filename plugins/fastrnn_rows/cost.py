@@ -41,7 +41,7 @@ class Loop(NamedTuple):
 ELMAN = Loop(60e-6, 1.7e-6, 165e-6, 3.2e-6, 1)
 LOOPS = {
     "lstm": Loop(110e-6, 14e-6, 300e-6, 20e-6, 3),
-    "gru": Loop(180e-6, 13.5e-6, 220e-6, 13e-6, 3),
+    "gru": Loop(200e-6, 13.5e-6, 220e-6, 13e-6, 3),
 }
 STREAM = 8e9
 """Bytes a second of such a pass."""
