@@ -98,8 +98,8 @@ def test_explain_refuses_torchs():
     ("cls", "steps", "batch", "size", "training", "backend"),
     [
         (fastrnn.LSTM, 1, 1, 64, False, "aten"),
-        (fastrnn.LSTM, 1, 1, 256, False, "aten"),
-        (fastrnn.LSTM, 1, 1, 1024, False, "reference"),
+        (fastrnn.LSTM, 1, 1, 256, False, "rows"),
+        (fastrnn.LSTM, 1, 1, 1024, False, "rows"),
         (fastrnn.LSTM, 1, 32, 1024, True, "rows"),
         (fastrnn.LSTM, 4, 8, 1024, True, "rows"),
         (fastrnn.LSTM, 20, 32, 1024, True, "aten"),
@@ -108,7 +108,7 @@ def test_explain_refuses_torchs():
         (fastrnn.RNN, 20, 1, 64, True, "rows"),
         (fastrnn.RNN, 100, 32, 512, True, "rows"),
         (fastrnn.RNN, 20, 1, 64, False, "aten"),
-        (fastrnn.RNN, 100, 1, 64, False, "reference"),
+        (fastrnn.RNN, 100, 1, 64, False, "rows"),
     ],
 )
 def test_auto_goes_by_what_was_measured_on_a_cpu(
