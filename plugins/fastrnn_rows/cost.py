@@ -46,13 +46,17 @@ LOOPS = {
 STREAM = 8e9
 """Bytes a second of such a pass."""
 TURNING, TURNED = 2.5e9, 0.8
-"""Bytes a second at which W_hh is turned over, and what share of itself the product then takes."""
-PAGE = 4096
-"""Bytes of a row of W_hh from which it gains nothing where a step has few rows and BLAS several
-threads, from which the product gains more with W_hh as it lies."""
+"""Bytes a second at which W_hh is turned over, and what share of itself the product then takes.
+
+That of a hundred rows takes all of it: there the share stands for what ATen's loop loses by memory,
+which no other term counts in training.
+"""
 SHARED, SOME, MOST = 0.6, 16, 48
 """That share with several threads, which gain nothing for W_hh as it lies where a step has from so
 many rows to so many and W_hh is not large; LSTMs, whose rivals gain from them, are left out."""
+PAGE = 4096
+"""Bytes of a row of W_hh from which it gains nothing where a step has few rows and BLAS several
+threads, from which the product gains more with W_hh as it lies."""
 MANY, SMALL = 96, 1e5
 """Rows of a GRU's step, forward, from which it gains nothing, either, where W_hh is not large, and
 bytes of W_hh from which that shows."""
@@ -84,9 +88,8 @@ def estimate(request: Request) -> Cost:
     number = steps(request) * request.directions
     share = 0.5 if unequal else 1.0
     product, size = share * cpu_step(request), request.dtype.itemsize
-    forward = product
-    if not (request.varlen or request.needs_grad):
-        forward = beside_onednn(request)
+    padded_forward = not (request.varlen or request.needs_grad)
+    forward = beside_onednn(request) if padded_forward else product
     weights = recurrent_weights(request) * size * request.num_layers * request.directions
     seconds = _marked(request)
     if _turns(request, share):

@@ -28,7 +28,7 @@ NEAR, NEAR_STEPS = 1.1e6, 64
 LARGE, SEVERAL = 4.5e6, 8
 """Bytes of weights above which reading them is all that counts, unless a step has so many rows."""
 WIDE = 1e7
-"""Bytes of float64 weights above which it is all the same."""
+"""Bytes of float64 weights above which it loses, however many rows a step has."""
 ALIASED, FAR, MANY = 2048, 1.5e6, 32
 """Bytes between rows, or a multiple, at which caches have few places for them, and bytes of weights
 and rows of a step above which that shows."""
@@ -49,10 +49,9 @@ def turns(gates: int, hidden: int, itemsize: int, steps: int, rows: float) -> bo
     size = gates * hidden * itemsize
     if rows < 2:
         return itemsize == 4 and steps >= NEAR_STEPS and size <= NEAR
-    if size > LARGE:
-        gains = itemsize == 4 or size <= WIDE
-        return gains and steps >= STEPS and rows >= SEVERAL
-    return steps >= STEPS and rows >= FEW
+    if itemsize > 4 and size > WIDE:
+        return False
+    return steps >= STEPS and rows >= (SEVERAL if size > LARGE else FEW)
 
 
 def spreads(gates: int, hidden: int, itemsize: int, steps: int, rows: float) -> bool:
