@@ -27,9 +27,10 @@ HEAD ?= HEAD
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 DOCS_STAMP = $(VENV)/.installed-docs
+NUMBA = $(VENV)/numba
 PIP = $(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
-.PHONY: help install demo test test-host test-kernels test-interpreter lint docs bench bench-compare gpu-check clean
+.PHONY: help install demo test test-host test-kernels test-interpreter test-numba lint docs bench bench-compare gpu-check clean
 
 help:
 	@sed -n 's/^#   make/  make/p' Makefile
@@ -55,15 +56,15 @@ demo: $(STAMP)
 	$(BIN)/python -m fastrnn bench --preset quick
 
 # The interpreter must be chosen before triton is imported and stays chosen, so that its tests run
-# in a process of their own; another compiles the same kernels for four GPUs. `make -j3` runs all
-# three at the same time.
+# in a process of their own; another compiles the same kernels for four GPUs, and one has Numba, in a
+# folder of its own, so that the others are what they are without. `make -j3` runs three at a time.
 # One thread: tests are small, and threads that wait for one another are slow on a busy machine.
-test: test-host test-kernels test-interpreter
+test: test-host test-kernels test-interpreter test-numba
 
-test-host test-kernels test-interpreter: export OMP_NUM_THREADS ?= 1
+test-host test-kernels test-interpreter test-numba: export OMP_NUM_THREADS ?= 1
 test-host: $(STAMP)
 	@echo "== the tests"
-	$(BIN)/python -m pytest --ignore=tests/kernels $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --ignore=tests/kernels --ignore=tests/numba $(PYTEST_ARGS)
 
 test-kernels: $(STAMP)
 	@echo "== the kernels, compiled for four GPUs"
@@ -73,6 +74,14 @@ test-interpreter: $(STAMP)
 	@echo "== the Triton kernels, in Triton's interpreter"
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -p no:cacheprovider \
 		tests/kernels/test_interpreter*.py $(PYTEST_ARGS)
+
+$(NUMBA)/.installed: $(STAMP)
+	$(PIP) --no-deps --target $(NUMBA) numba llvmlite
+	@touch $@
+
+test-numba: $(NUMBA)/.installed
+	@echo "== the backend numba"
+	PYTHONPATH=$(NUMBA) $(BIN)/python -m pytest -p no:cacheprovider tests/numba $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

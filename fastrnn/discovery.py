@@ -31,6 +31,7 @@ BUILTINS = {
     "reference": "fastrnn_reference",
     "aten": "fastrnn_aten",
     "rows": "fastrnn_rows",
+    "numba": "fastrnn_numba",
     "triton": "fastrnn_triton",
     "cells": "fastrnn_cells",
 }

@@ -95,8 +95,8 @@ def test_backends(run, broken, monkeypatch):
     lines = out.splitlines()
     assert [line.split()[0] for line in lines[2:]] == [*BUILTINS, "broken"]
     assert f"fastrnn {fastrnn.__version__}" in lines[2]
-    assert "breaker" in lines[7]
-    assert "no: no magic" in lines[7]
+    assert "breaker" in lines[-1]
+    assert "no: no magic" in lines[-1]
     code, out, err = run("backends", "--json")
     found = json.loads(out)
     assert (code, err) == (0, "")
@@ -128,7 +128,7 @@ def test_plugins_says_why_one_was_not_loaded(run, monkeypatch):
     assert err.startswith("fastrnn: warning: plugin 'triton' of fastrnn ")
     assert err.count("\n") == 1
     states = [line.split()[3] for line in out.splitlines()[2:]]
-    assert states == ["loaded", "disabled", "loaded", "failed", "loaded"]
+    assert states == ["loaded", "disabled", "loaded", "loaded", "failed", "loaded"]
     assert "gru, peephole_lstm" in out
     assert "its import raised ModuleNotFoundError" in out
     assert again[2] == ""  # once

@@ -158,7 +158,7 @@ def test_a_broken_builtin_is_reported_like_any_other(install, monkeypatch):
     assert warning.startswith(f"plugin 'triton' of fastrnn {fastrnn.__version__} was not loaded:")
     assert "ModuleNotFoundError" in warning
     assert warning.endswith("Reinstall fastrnn.")
-    assert list(registry().backends) == ["reference", "aten", "onednn", "rows"]
+    assert list(registry().backends) == ["reference", "aten", "onednn", "rows", "numba"]
 
 
 def test_warnings_as_errors_do_not_stop_the_host_twice(install):

@@ -89,13 +89,14 @@ def test_disabled_plugins_are_not_imported(install, monkeypatch):
         ("reference", "loaded"),
         ("aten", "disabled"),
         ("rows", "loaded"),
+        ("numba", "loaded"),
         ("triton", "loaded"),
         ("cells", "loaded"),
         ("numpy-lstm", "loaded"),
         ("broken", "disabled"),
         ("broken", "disabled"),
     ]
-    assert list(registry().backends) == ["reference", "rows", "triton", "numpy"]
+    assert list(registry().backends) == ["reference", "rows", "numba", "triton", "numpy"]
     assert not {"exits_on_import", "raises_on_import"} & set(sys.modules)
     assert record_of("aten").reason == "disabled by FASTRNN_DISABLE_PLUGINS"
 
@@ -113,7 +114,7 @@ def test_the_reference_cannot_be_disabled(install, monkeypatch):
     monkeypatch.setenv("FASTRNN_DISABLE_PLUGINS", "reference,aten")
     (warning,) = load()
     assert "names 'reference', which cannot be disabled" in warning
-    assert list(registry().backends) == ["reference", "rows", "triton"]
+    assert list(registry().backends) == ["reference", "rows", "numba", "triton"]
 
 
 def test_threads_get_one_registry(install, monkeypatch):

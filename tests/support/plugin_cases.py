@@ -15,8 +15,8 @@ from fastrnn.plugins import PluginWarning, registry
 from fastrnn.request import Request
 
 DISTRIBUTIONS = Path(__file__).parents[1] / "distributions"
-PLUGINS = ["reference", "aten", "rows", "triton", "cells"]
-BUILTINS = ["reference", "aten", "onednn", "rows", "triton"]
+PLUGINS = ["reference", "aten", "rows", "numba", "triton", "cells"]
+BUILTINS = ["reference", "aten", "onednn", "rows", "numba", "triton"]
 """Backends that these plugins bring."""
 REQUEST = Request(
     cell="lstm", seq_len=7, batch=2, input_size=3, hidden_size=4, proj_size=0, num_layers=1,

@@ -1,4 +1,4 @@
-"""A layer of torch's beside one on the backend `rows`, in float64, and what both make."""
+"""A layer of torch's beside one on `rows`, or `numba`, in float64, and what both make."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ CELLS = {
 }
 
 
-def modules(cell: str, *sizes: int, **how: Any) -> list[Any]:
+def modules(cell: str, *sizes: int, backend: str = "rows", **how: Any) -> list[Any]:
     """Torch's and ours, with the same weights, in float64."""
     name, own = CELLS[cell]
     torch.manual_seed(0)
     theirs = getattr(torch.nn, name)(*sizes, **own, **how).double()
-    ours = getattr(fastrnn, name)(*sizes, backend="rows", **own, **how).double()
+    ours = getattr(fastrnn, name)(*sizes, backend=backend, **own, **how).double()
     ours.load_state_dict(theirs.state_dict())
     return [theirs, ours]
 

@@ -1,0 +1,129 @@
+"""The backend `numba`: whole stacks on a CPU, a compiled call a pass, layer and direction."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional
+
+from fastrnn import checks, packing
+from fastrnn.backend import StackBackend
+from fastrnn_numba import cost
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fastrnn.backend import Cell, StackCall
+    from fastrnn.request import Cost, Request
+    from fastrnn_numba.steps import Steps
+
+DTYPES = (torch.float32, torch.float64)
+CELLS = ("rnn_tanh", "rnn_relu", "rnn_sigmoid", "lstm", "gru")
+
+
+class NumbaBackend(StackBackend):
+    """Rows that have ended take no steps, and rows that start over do so where they stand."""
+
+    name = "numba"
+    contract = 1
+    options = frozenset({"lengths", "resets"})
+    summary = "time loops compiled for this CPU by Numba"
+
+    def runs_cell(self, cell: Cell) -> bool:
+        """A GRU's weights are those that a call of a stack brings."""
+        return cell.name in CELLS
+
+    def unavailable(self) -> list[str]:
+        """No Numba."""
+        return _unavailable()
+
+    def can_run(self, request: Request) -> list[str]:
+        """What the loops do not cover."""
+        reasons = []
+        if request.device != "cpu":
+            reasons.append(f"device is {request.device}; needs cpu")
+        if request.cell not in CELLS:
+            reasons.append(f"cell is {request.cell}; it has {', '.join(CELLS)}")
+        if request.proj_size:
+            reasons.append(f"proj_size is {request.proj_size}; it has no projections")
+        if request.dtype not in DTYPES:
+            reasons.append(f"dtype is {request.dtype}; needs torch.float32 or torch.float64")
+        if request.compiling:
+            reasons.append("its calls are of Python, which a graph cannot have")
+        return reasons
+
+    def cost(self, request: Request) -> Cost:
+        """See `fastrnn_numba.cost`."""
+        return cost.estimate(request)
+
+    def run(self, call: StackCall) -> tuple[Tensor, ...]:
+        """Rows as they lie, but for padded ones of which much is past their ends."""
+        if call.lengths is not None:
+            return packing.run(_run_packed, _run_padded, call, _run_as_it_lies)
+        return _run_padded(call) if call.batch_sizes is None else _run_packed(call)
+
+
+def _run_packed(call: StackCall) -> tuple[Tensor, ...]:
+    from fastrnn_numba.steps import Steps  # and with it NumPy
+
+    assert call.batch_sizes is not None
+    checks.check_tensors(call.input, call.hx, call.weights, len(call.batch_sizes))
+    return _stack(call, call.input, Steps.packed(call.batch_sizes))
+
+
+def _run_padded(call: StackCall) -> tuple[Tensor, ...]:
+    from fastrnn_numba.steps import Steps
+
+    x = packing.time_major(call)
+    seq_len, batch, _ = x.shape
+    checks.check_tensors(x, call.hx, call.weights, seq_len)
+    steps = Steps.padded(seq_len, batch, call.lengths, call.resets)
+    output, *final = _stack(call, x.flatten(0, 1), steps)
+    output = output.view(seq_len, batch, output.shape[1])
+    return output.transpose(0, 1) if call.batch_first else output, *final
+
+
+def _run_as_it_lies(call: StackCall, _: object) -> tuple[Tensor, ...] | None:
+    """None where the products around the loops would be of many places that no row has."""
+    assert call.lengths is not None
+    seq_len, batch, _width = packing.time_major(call).shape
+    idle = seq_len * batch - int(call.lengths.sum())
+    if call.resets is None and cost.packs(call.request, idle):
+        return None
+    return _run_padded(call)
+
+
+def _stack(call: StackCall, x: Tensor, steps: Steps) -> tuple[Tensor, ...]:
+    """Every layer in turn; x is (N, I), and so is the output, (N, directions * H)."""
+    # Numba is imported where a call first runs: it takes half a second
+    from fastrnn_numba import direction
+
+    asked, states = call.request, []
+    ways = (False, True) if asked.bidirectional else (False,)
+    per_slot = 4 if asked.bias else 2
+    for layer in range(asked.num_layers):
+        outputs = []
+        for reverse in ways:
+            slot = layer * len(ways) + reverse
+            own = call.weights[slot * per_slot : (slot + 1) * per_slot]
+            weights = direction.Weights(own[0], own[1], *(own[2:] or (None, None)))
+            how = direction.How(asked.cell, steps, reverse, cost.threads(asked))
+            output, *final = direction.run(
+                how, x, tuple(state[slot] for state in call.hx), weights, save=asked.needs_grad
+            )
+            outputs.append(output)
+            states.append(final)
+        x = outputs[0] if len(ways) == 1 else torch.cat(outputs, 1)
+        if asked.dropout and layer < asked.num_layers - 1:
+            x = functional.dropout(x, asked.dropout, training=True)
+    return x, *(torch.stack(each) for each in zip(*states, strict=True))
+
+
+@lru_cache(maxsize=1)
+def _unavailable() -> list[str]:
+    if find_spec("numba") is None:
+        return ["numba is not installed; fastrnn[numba] brings it"]
+    return []

@@ -1,0 +1,114 @@
+"""What a call costs in compiled loops, and how many threads share one.
+
+Rows of different lengths are taken to end evenly spread over the T steps. The constants were
+fitted on a two-core x86 machine with AVX-512 to ratios: to what the fastest of the other backends
+takes, in the units of that one's estimate; see `fastrnn_aten.cpu`. Those of LSTMs are smaller for
+the sake of oneDNN's, whose steps are estimated at a half of what they take here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from fastrnn.request import Cost
+from fastrnn.roofline import cpu_step, recurrent_weights, rows, steps
+
+if TYPE_CHECKING:
+    from fastrnn.request import Request
+
+
+class Loop(NamedTuple):
+    """Seconds of a cell's loop, forward alone and in training."""
+
+    call: float
+    call_training: float
+    step: float
+    """Beside its product and its units, either way."""
+    unit: float
+    """Of a unit of a row at a step."""
+    unit_training: float
+    product: float
+    """What share of `cpu_step` a product takes."""
+    laying_out: float
+    """Bytes of W_hh a second, each way."""
+
+
+ELMAN = Loop(75e-6, 200e-6, 0.05e-6, 0.6e-9, 1.4e-9, 0.95, 4e9)
+LOOPS = {
+    "lstm": Loop(30e-6, 80e-6, 0.3e-6, 2.1e-9, 1.5e-9, 0.5, 2e9),
+    "gru": Loop(100e-6, 200e-6, 0.5e-6, 1.6e-9, 4.7e-9, 0.9, 4e9),
+}
+UNEQUAL_LSTM = 0.8
+"""That share of an LSTM's forward alone where rows have different lengths: what it is compared with
+has rectangles of steps and rows, of which oneDNN makes less."""
+PART = 4
+"""Rows that one thread takes at least: those of a tile."""
+SHARED = 200e-6
+"""Seconds of work from which threads share it."""
+HANDING_OVER = 50e-6
+"""Of a part to another thread, and back."""
+AROUND = 60e9
+"""Operations a second of the products around a loop, of float32."""
+PACKING, STREAM = 200e-6, 8e9
+"""Of sorting and packing padded rows, and bytes a second at which they are copied for it."""
+MARGIN = 1.05
+"""Where the estimates are close, torch's path keeps the call: `auto` must not lose to it."""
+
+
+def estimate(request: Request) -> Cost:
+    """Steps x (product + units), shared by threads."""
+    own, number = LOOPS.get(request.cell, ELMAN), threads(request)
+    layers = request.num_layers * request.directions
+    call = own.call_training if request.needs_grad else own.call
+    ways = 2 if request.needs_grad else 1
+    call += ways * recurrent_weights(request) * request.dtype.itemsize / own.laying_out
+    seconds = layers * (call + ways * HANDING_OVER * (number > 1)) + _work(request) / number
+    if request.padded:
+        idle = steps(request) / request.num_layers * rows(request) / 2
+        seconds += min(_idle(request, idle), _packing(request))
+    why = "compiled steps" + (" and BPTT" if request.needs_grad else "")
+    return Cost(MARGIN * seconds, why)
+
+
+def threads(request: Request) -> int:
+    """Among how many threads the rows are shared out."""
+    if request.threads <= 1 or _work(request) < SHARED:
+        return 1
+    return max(min(request.threads, rows(request) // PART), 1)
+
+
+def packs(request: Request, idle: float) -> bool:
+    """Whether padded rows are better packed, with so many places past their ends.
+
+    Those take no steps either way, but a part in the products around the loops.
+    """
+    return _idle(request, idle) > _packing(request)
+
+
+def _idle(request: Request, idle: float) -> float:
+    passes = 3 if request.needs_grad else 1
+    weights = request.directions * request.gates * request.hidden_size * request.input_size
+    return passes * 2 * idle * weights / (AROUND * 4 / request.dtype.itemsize)
+
+
+def _packing(request: Request) -> float:
+    width = request.input_size + request.directions * request.hidden_size
+    places = steps(request) / request.num_layers * rows(request)
+    passes = 4 if request.needs_grad else 2
+    return PACKING + passes * places * width * request.dtype.itemsize / STREAM
+
+
+def _work(request: Request) -> float:
+    """Seconds of all steps on one core."""
+    own = LOOPS.get(request.cell, ELMAN)
+    unequal = request.varlen and rows(request) > 1
+    share = 0.5 if unequal else 1.0
+    in_parts = unequal and request.cell == "lstm" and not request.needs_grad
+    of_step = UNEQUAL_LSTM if in_parts else own.product
+    product, unit = of_step * share * cpu_step(request._replace(threads=1)), own.unit
+    if request.needs_grad:
+        product *= 2 if request.frozen else 3
+        unit = own.unit_training
+    units = share * rows(request) * request.hidden_size
+    number = steps(request) * request.directions
+    return number * (own.step + product + units * unit * request.dtype.itemsize / 4)

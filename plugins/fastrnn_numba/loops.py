@@ -1,0 +1,152 @@
+"""Tensors as the arrays that the loops of a cell take, and their rows in as many parts as threads.
+
+Rows depend on none but themselves, so each thread takes all steps of its own, and none waits for
+another before the last step.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fastrnn_numba import along, elman, gru, lstm, products
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor
+
+    from fastrnn_numba.direction import How, Weights
+
+ACTIVATIONS = {
+    "rnn_tanh": elman.TANH,
+    "rnn_relu": elman.RELU,
+    "rnn_sigmoid": elman.SIGMOID,
+}
+
+
+class Made(NamedTuple):
+    """Of the forward loop."""
+
+    output: Tensor
+    """(N, H)"""
+    final: tuple[Tensor, ...]
+    """(h_n,) or (h_n, c_n), (B, H) each."""
+    saved: tuple[Tensor, ...]
+    """For the way back, beside the output; none unless asked for."""
+
+
+class Gradients(NamedTuple):
+    """Of the loop back through time."""
+
+    d_gates_x: Tensor
+    """(N, K*H): of W_ih x + b_ih; of a GRU in the order n, r, z."""
+    d_gates_h: Tensor
+    """(N, K*H): of W_hh h + b_hh, in torch's order; the same tensor for all cells but a GRU."""
+    d_h0: Tensor
+    """(B, H)"""
+    d_c0: Tensor | None = None
+    """(B, H)"""
+
+
+def forward(
+    how: How, gates_x: Tensor, hx: Sequence[Tensor], weights: Weights, *, save: bool
+) -> Made:
+    """All steps; gates_x, (N, K*H), is written over."""
+    steps, hidden = how.steps, hx[0].shape[1]
+    by = products.panels_turned(_array(weights.hh))
+    initial = [_array(state) for state in hx]
+    final = tuple(state.clone() for state in hx)
+    states = [_array(state) for state in final]
+    output = steps.new(gates_x, hidden)
+    kept = gates_x.new_empty(len(output) if save else 0, hidden)
+    if how.cell == "lstm":
+        before: tuple[Any, ...] = (_array(gates_x), by, *states, *initial)
+        _each(how, lstm.forward, before, (_array(output), _array(kept)))
+        return Made(output, final, (kept, gates_x) if save else ())
+    if how.cell == "gru":
+        bias = hx[0].new_zeros(hidden)
+        if weights.bias_hh is not None:
+            bias = weights.bias_hh[2 * hidden :]
+        before = (_array(gates_x), by, _array(bias), *states, *initial)
+        _each(how, gru.forward, before, (_array(output), _array(kept)))
+        return Made(output, final, (kept, gates_x) if save else ())
+    before = (ACTIVATIONS[how.cell], _array(gates_x), by, *states, *initial)
+    _each(how, elman.forward, before, (_array(output),))
+    return Made(output, final, ())
+
+
+def backward(
+    how: How, grads: Sequence[Tensor | None], output: Tensor, saved: Sequence[Tensor],
+    hx: Sequence[Tensor], weights: Weights,
+) -> Gradients:  # fmt: skip
+    """All steps; grads are dL/doutput, dL/dh_n and dL/dc_n, or None."""
+    steps, hidden = how.steps, output.shape[1]
+    by = products.panels(_array(weights.hh))
+    d_output = output.new_zeros(output.shape) if grads[0] is None else grads[0]
+    d_states = [
+        state.new_zeros(state.shape) if grad is None else grad.clone()
+        for grad, state in zip(grads[1:], hx, strict=True)
+    ]
+    d_initial = [state.new_zeros(state.shape) for state in hx]
+    own = [_array(each) for each in (*d_states, *d_initial)]
+    if how.cell == "lstm":
+        cells, gates = saved
+        d_gates = steps.new(output, 4 * hidden)
+        before: tuple[Any, ...] = (
+            _array(d_output), _array(gates), _array(cells), by, _array(hx[1]), *own,
+        )  # fmt: skip
+        _each(how, lstm.backward, before, (_array(d_gates),))
+        d_h0, d_c0 = (a.add_(b) for a, b in zip(d_states, d_initial, strict=True))
+        return Gradients(d_gates, d_gates, d_h0, d_c0)
+    if how.cell == "gru":
+        m, gates = saved
+        d_gates = steps.new(output, 4 * hidden)
+        before = (
+            _array(d_output), _array(gates), _array(m), _array(output), by, _array(hx[0]), *own,
+        )  # fmt: skip
+        _each(how, gru.backward, before, (_array(d_gates),))
+        of_x, of_h = d_gates[:, : 3 * hidden], d_gates[:, hidden:]
+        return Gradients(of_x, of_h, d_states[0].add_(d_initial[0]))
+    d_gates = steps.new(output, hidden)
+    before = (ACTIVATIONS[how.cell], _array(d_output), _array(output), by, *own)
+    _each(how, elman.backward, before, (_array(d_gates),))
+    return Gradients(d_gates, d_gates, d_states[0].add_(d_initial[0]))
+
+
+def entering(how: How, states: Tensor, initial: Tensor) -> Tensor:
+    """(N, H): the states that enter each step, of those that leave them."""
+    made = how.steps.new(states, states.shape[1])
+    _each(how, along.entering, (_array(made), _array(states), _array(initial)), ())
+    return made
+
+
+def _array(tensor: Tensor) -> Any:
+    """A tensor's numbers as an array without gaps: a copy only if there are some."""
+    return tensor.detach().contiguous().numpy()
+
+
+def _each(
+    how: How, loop: Callable[..., None], before: tuple[Any, ...], after: tuple[Any, ...]
+) -> None:
+    """Run a loop over all rows, part by part; its arguments but the rows come before and after."""
+    steps = how.steps
+    calls = [
+        (*before, steps.offsets, order, counts, steps.resets, how.reverse, *after)
+        for order, counts in steps.shares(how.threads)
+    ]
+    if len(calls) == 1:
+        loop(*calls[0])
+        return
+    others = [_pool(os.getpid()).submit(loop, *arguments) for arguments in calls[1:]]
+    loop(*calls[0])
+    for other in others:
+        other.result()
+
+
+@cache
+def _pool(process: int) -> ThreadPoolExecutor:
+    """Threads of this process; one that was forked has none of its parent's."""
+    return ThreadPoolExecutor(os.cpu_count(), "fastrnn-numba")

@@ -1,0 +1,126 @@
+"""The innermost part of a product: a tile of it that stays in registers, in LLVM's own language.
+
+A loop over columns that LLVM makes vectors of goes through memory for every sum; here sums are
+vectors by name, which is what it takes to be as fast as a BLAS.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import binding, ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+ROWS = 4
+"""Of a tile that has several."""
+PANELS = 4
+"""Of a tile of one row that has several: as many sums."""
+VECTOR = 64
+"""Bytes of a vector: one register of AVX-512, or two of AVX2, four of NEON."""
+VECTORS = 2 if binding.get_host_cpu_features().get("avx512f") else 1
+"""Of a row of a tile: with `ROWS`, as many registers as hide how long a multiply-add takes, and no
+more than there are."""
+
+_index, _lane = ir.IntType(64), ir.IntType(32)
+
+
+def _tile_of(rows: int, side_by_side: int) -> Any:
+    """A tile of so many rows and so many panels."""
+
+    @intrinsic  # type: ignore[untyped-decorator] # Numba has no types
+    def tile(
+        context: Any, into: Any, row: Any, column: Any, of: Any, first: Any, second: Any,
+        third: Any, fourth: Any, k_begin: Any, panels: Any, panel: Any,
+    ) -> Any:  # fmt: skip
+        """into(row + r, column + n) = sum over k of of(first ... fourth, k_begin + k) panels(k, n).
+
+        Args:
+            context: Numba's.
+            into: (_, _), written.
+            row: of `into`.
+            column: of `into`.
+            of: (_, _)
+            first: which row of `of` is the first one here,
+            second: and so on; if there is one row only, the others are not looked at.
+            third: likewise.
+            fourth: likewise.
+            k_begin: column of `of`.
+            panels: (P, K, width)
+            panel: the first of those in the tile.
+        """
+        signature = types.void(
+            into, row, column, of, first, second, third, fourth, k_begin, panels, panel
+        )
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            into, row, column, of, *numbers, k_begin, panels, panel = arguments
+            kind = context.get_value_type(signature.args[0].dtype)
+            size = context.get_abi_sizeof(kind)
+            lanes = VECTOR // size
+            width = lanes * VECTORS
+            vector = ir.VectorType(kind, lanes)
+
+            def matrix(position: int, value: Any) -> tuple[Any, list[Any]]:
+                array = context.make_array(signature.args[position])(context, builder, value)
+                return array.data, cgutils.unpack_tuple(builder, array.shape)
+
+            def at(base: Any, *offsets: Any) -> Any:
+                for offset in offsets:
+                    base = builder.gep(base, [offset])
+                return base
+
+            def vector_at(pointer: Any, number: int) -> Any:
+                place = at(pointer, _index(number * lanes))
+                return builder.bitcast(place, vector.as_pointer())
+
+            sums_data, (_, sums_stride) = matrix(0, into)
+            of_data, (_, of_stride) = matrix(3, of)
+            panels_data, (_, length, _) = matrix(9, panels)
+            whole = builder.mul(length, _index(width))
+            weights = [
+                at(panels_data, builder.mul(builder.add(panel, _index(p)), whole))
+                for p in range(side_by_side)
+            ]
+            factors = [
+                at(of_data, builder.mul(number, of_stride), k_begin) for number in numbers[:rows]
+            ]
+            zero = ir.Constant(vector, None)
+            sums = [
+                [cgutils.alloca_once_value(builder, zero) for _ in range(VECTORS * side_by_side)]
+                for _ in range(rows)
+            ]
+            function = ir.FunctionType(vector, [vector] * 3)
+            name = f"llvm.fma.v{lanes}f{8 * size}"
+            fma = cgutils.get_or_insert_function(builder.module, function, name)
+            everywhere = ir.Constant(ir.VectorType(_lane, lanes), None)
+            undefined = ir.Constant(vector, ir.Undefined)
+            with cgutils.for_range(builder, length) as loop:
+                lines = [at(each, builder.mul(loop.index, _index(width))) for each in weights]
+                loaded = [
+                    builder.load(vector_at(line, v), align=size)
+                    for line in lines
+                    for v in range(VECTORS)
+                ]
+                for own, factor in zip(sums, factors, strict=True):
+                    one = builder.load(at(factor, loop.index))
+                    one = builder.insert_element(undefined, one, _lane(0))
+                    all_lanes = builder.shuffle_vector(one, undefined, everywhere)
+                    for total, weight in zip(own, loaded, strict=True):
+                        product = builder.call(fma, [all_lanes, weight, builder.load(total)])
+                        builder.store(product, total)
+            for r, own in enumerate(sums):
+                line = at(sums_data, builder.mul(builder.add(row, _index(r)), sums_stride), column)
+                for v, total in enumerate(own):
+                    builder.store(builder.load(total), vector_at(line, v), align=size)
+            return context.get_dummy_value()
+
+        return signature, generate
+
+    return tile
+
+
+four_rows = _tile_of(ROWS, 1)
+one_row = _tile_of(1, 1)
+one_long_row = _tile_of(1, PANELS)
