@@ -100,7 +100,7 @@ def test_backends(run, broken, monkeypatch):
     code, out, err = run("backends", "--json")
     found = json.loads(out)
     assert (code, err) == (0, "")
-    assert found[5] == {
+    assert found[-1] == {
         "name": "broken", "plugin": "breaker", "distribution": "", "version": "",
         "summary": "for tests", "available": False, "reasons": ["no magic"],
     }  # fmt: skip
