@@ -42,6 +42,7 @@ def environment() -> dict[str, object]:
         "torch": str(torch.__version__),
         "triton": triton_version(),
         "numpy": distribution_version("numpy"),
+        "numba": distribution_version("numba"),
         "pluggy": distribution_version("pluggy"),
         "platform": platform.platform(),
         "cpu": cpu_model(),
