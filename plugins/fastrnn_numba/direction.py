@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _unrecorded = torch._C._AutoDispatchBelowAutograd
 """Where nothing is recorded, small operations take a fifth less without looking whether it is."""
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 class Weights(NamedTuple):
@@ -47,13 +48,20 @@ class How(NamedTuple):
 
 def run(how: How, x: Tensor, hx: tuple[Tensor, ...], weights: Weights, *, save: bool) -> Any:
     """Output (N, H) and final states (B, H); x is (N, I), each of hx (B, H)."""
-    if torch._C._are_functorch_transforms_active():  # which arrays know nothing of
+    if not _are_numbers((x, *hx, *weights)):
         return _written_out(how, x, hx, weights)
     if save:
         return _apply(how, x, hx[0], hx[1] if len(hx) > 1 else None, *weights)
     with _unrecorded():
         made = loops.forward(how, _projected(how, x, weights), hx, weights, save=False)
     return (made.output, *made.final)
+
+
+def _are_numbers(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether tensors are no more than their numbers: nobody transforms or watches operations."""
+    if torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack():
+        return False
+    return all(type(tensor) in _PLAIN for tensor in tensors if tensor is not None)
 
 
 def _projected(how: How, x: Tensor, weights: Weights) -> Tensor:

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 from torch.func import functional_call, grad, vmap
+from torch.utils.flop_counter import FlopCounterMode
 
 import fastrnn
 from rows_cases import CELLS, assert_same, modules, packed_rows, results, start
@@ -122,6 +124,19 @@ def test_what_it_is_given_is_left_as_it_was(cell: str) -> None:
     output.backward(upstream)
     assert all(map(torch.equal, before, given))
     assert torch.equal(upstream, torch.ones_like(output))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_tensors_without_numbers_and_under_modes(cell: str) -> None:
+    layer = getattr(fastrnn, CELLS[cell][0])(3, 4, 2, backend="numba", bidirectional=True)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        output, _ = layer(torch.randn(5, 2, 3))
+    assert output.shape == (5, 2, 8)
+    x = torch.randn(5, 2, 3)
+    with FlopCounterMode(display=False) as counted:
+        output, _ = layer(x)
+    assert counted.get_total_flops() > 0
+    torch.testing.assert_close(output, layer(x)[0])
 
 
 def test_strides_do_not_matter() -> None:
