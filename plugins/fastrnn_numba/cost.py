@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from fastrnn.request import Cost
-from fastrnn.roofline import cpu_step, recurrent_weights, rows, steps
+from fastrnn.roofline import cpu_product, cpu_step, recurrent_weights, rows, steps
 
 if TYPE_CHECKING:
     from fastrnn.request import Request
@@ -28,21 +28,25 @@ class Loop(NamedTuple):
     """Of a unit of a row at a step."""
     unit_training: float
     product: float
-    """What share of `cpu_step` a product takes."""
+    """What share of `cpu_product` a product takes."""
+    wait: float
+    """And of the rest of `cpu_step`, which is W_hh from memory."""
     laying_out: float
     """Bytes of W_hh a second, each way."""
 
 
-ELMAN = Loop(75e-6, 200e-6, 0.05e-6, 0.6e-9, 1.4e-9, 0.95, 4e9)
+ELMAN = Loop(75e-6, 200e-6, 0.05e-6, 0.6e-9, 1.4e-9, 0.95, 1.35, 4e9)
 LOOPS = {
-    "lstm": Loop(30e-6, 80e-6, 0.3e-6, 2.1e-9, 1.5e-9, 0.5, 2e9),
-    "gru": Loop(100e-6, 200e-6, 0.5e-6, 1.6e-9, 4.7e-9, 0.9, 4e9),
+    "lstm": Loop(30e-6, 80e-6, 0.3e-6, 2.1e-9, 1.5e-9, 0.5, 1.0, 2e9),
+    "gru": Loop(100e-6, 200e-6, 0.5e-6, 1.6e-9, 4.7e-9, 0.9, 0.9, 4e9),
 }
 UNEQUAL_LSTM = 0.8
 """That share of an LSTM's forward alone where rows have different lengths: what it is compared with
 has rectangles of steps and rows, of which oneDNN makes less."""
 PART = 4
 """Rows that one thread takes at least: those of a tile."""
+FEW = 0.8
+"""What share of that a product of fewer takes, which reads W_hh faster than others do."""
 SHARED = 200e-6
 """Seconds of work from which threads share it."""
 HANDING_OVER = 50e-6
@@ -104,11 +108,15 @@ def _work(request: Request) -> float:
     unequal = request.varlen and rows(request) > 1
     share = 0.5 if unequal else 1.0
     in_parts = unequal and request.cell == "lstm" and not request.needs_grad
-    of_step = UNEQUAL_LSTM if in_parts else own.product
-    product, unit = of_step * share * cpu_step(request._replace(threads=1)), own.unit
+    alone = request._replace(threads=1)
+    product = (UNEQUAL_LSTM if in_parts else own.product) * share * cpu_product(alone)
+    wait, unit = own.wait * share * (cpu_step(alone) - cpu_product(alone)), own.unit
+    if rows(request) < PART:
+        product *= FEW
     if request.needs_grad:
         product *= 2 if request.frozen else 3
+        wait *= 2  # gradients of weights are one product, after the loop
         unit = own.unit_training
     units = share * rows(request) * request.hidden_size
     number = steps(request) * request.directions
-    return number * (own.step + product + units * unit * request.dtype.itemsize / 4)
+    return number * (own.step + product + wait + units * unit * request.dtype.itemsize / 4)
