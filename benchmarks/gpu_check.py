@@ -236,8 +236,13 @@ def run_tests(jobs: int, seconds: float) -> dict[str, Any]:
                 sys.executable, "-m", "pytest", "-v", "-m", "gpu", *TESTS, "-p", "benchmarks.shard",
                 "-p", "no:cacheprovider", f"--junitxml={report}",
             ]  # fmt: skip
-            # one thread each: what runs on the CPU is small, and there are many processes
-            settings = {"FASTRNN_SHARD": f"{index}/{jobs}", "OMP_NUM_THREADS": "1"}
+            settings = {
+                "FASTRNN_SHARD": f"{index}/{jobs}",
+                # what runs on the CPU is small, and there are many processes
+                "OMP_NUM_THREADS": "1",
+                # tests in torch's deterministic mode, in which cuBLAS is refused without it
+                "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+            }
             with log.open("wb") as file:
                 running.append(start(command, settings, stdout=file, stderr=subprocess.STDOUT))
         try:

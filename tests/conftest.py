@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +17,10 @@ from fake_backends import Fake, FakeRegistry
 from fastrnn import dispatch
 
 pytest.register_assert_rewrite("plugin_cases", "written_out")  # as in a test module
+
+# `poisoned` asks for deterministic algorithms, among which torch counts cuBLAS on a GPU only if
+# this was set before the process's first product.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:

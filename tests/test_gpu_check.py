@@ -234,6 +234,7 @@ pytestmark = pytest.mark.gpu
 
 def test_passes():
     assert os.environ["OMP_NUM_THREADS"] == "1"
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 def test_fails():
     assert 1 + 1 == 3
@@ -248,6 +249,7 @@ def test_takes_its_process_along():
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnknownMarkWarning")
 def test_results_of_all_shards_are_put_together(monkeypatch, tmp_path, capsys):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")  # of this run's own conftest.py
     (tmp_path / "test_some.py").write_text(SOME_TESTS)
     monkeypatch.setattr(gpu_check, "TESTS", (str(tmp_path / "test_some.py"),))
     found = gpu_check.run_tests(4, 60)

@@ -9,11 +9,7 @@ import pytest
 
 from fastrnn.testing import conformance
 
-pytestmark = [
-    pytest.mark.gpu,
-    # fills what is not initialised with NaN, and has an opinion on cuBLAS
-    pytest.mark.filterwarnings("ignore:.*CUBLAS_WORKSPACE_CONFIG"),
-]
+pytestmark = pytest.mark.gpu
 
 
 @pytest.mark.parametrize("check", conformance.checks(), ids=lambda check: check.name)

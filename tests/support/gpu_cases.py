@@ -19,8 +19,6 @@ from fastrnn_kernels.sweep import problem_of
 on_gpu = [
     pytest.mark.gpu,
     pytest.mark.usefixtures("ends", "poisoned"),
-    # deterministic mode fills what is not initialised with NaN, and has an opinion on cuBLAS
-    pytest.mark.filterwarnings("ignore:.*CUBLAS_WORKSPACE_CONFIG"),
 ]
 """The marks of every test that launches them."""
 
