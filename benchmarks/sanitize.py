@@ -6,8 +6,9 @@
 memcheck finds accesses out of bounds, which masks are to prevent, and racecheck hazards in shared
 memory. Neither sees races between programs in global memory: the repeats of
 `tests/kernels/test_gpu_exchange.py` are for those. Exits with 1 if a tool reported an error or did
-not end. Where compute-sanitizer is neither on the PATH nor in CUDA_HOME/bin nothing is checked,
-which FILE then says, and the exit code is 0. ``--passes`` does the passes, without the tool.
+not end. Where compute-sanitizer is neither on the PATH nor in CUDA_HOME/bin, or refuses the device
+(as it does in containers without the driver's debugger interface), nothing is checked, which FILE
+then says, and the exit code is 0. ``--passes`` does the passes, without the tool.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ TOOL = "compute-sanitizer"
 CHECKS = ("memcheck", "racecheck")
 FOUND = 9
 """The exit code that the tool is told to give if it found something."""
+REFUSED = "Device not supported"
+"""What the tool says where it cannot look; its exit code is one of an error, too."""
 SECONDS = 90
 """For one check; kernels take a hundred times as long."""
 T, B, H = 4, 17, 40
@@ -60,7 +63,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    return int(any(found["exit_code"] for found in result["checks"].values()))
+    checked = (found for found in result["checks"].values() if "not_checked" not in found)
+    return int(any(found["exit_code"] for found in checked))
 
 
 def find() -> str | None:
@@ -71,7 +75,10 @@ def find() -> str | None:
 
 
 def check(tool: str, name: str | None) -> dict[str, Any]:
-    """Run the passes under one of the tool's checks, or None; returns exit code and last words."""
+    """Run the passes under one of the tool's checks, or None; returns exit code and last words.
+
+    Also why nothing was checked, if the tool refused the device.
+    """
     command = [sys.executable, "-m", "benchmarks.sanitize", "--passes"]
     if name is not None:
         command = [tool, "--tool", name, "--error-exitcode", str(FOUND), *command]
@@ -85,7 +92,12 @@ def check(tool: str, name: str | None) -> dict[str, Any]:
         said = file.read().decode(errors="replace")
     print(f"sanitize: {name or 'without the tool'}: exit code {code}", flush=True)
     print(said[-2000:], flush=True)
-    return {"exit_code": code, "said": said[-4000:], "seconds": time.monotonic() - begin}
+    found = {"exit_code": code, "said": said[-4000:], "seconds": time.monotonic() - begin}
+    refusal = next((line for line in said.splitlines() if REFUSED in line), None)
+    if name is not None and refusal is not None:
+        print(f"sanitize: not checked with {name}: {refusal}", flush=True)
+        found["not_checked"] = refusal
+    return found
 
 
 def passes(device: str) -> None:

@@ -85,6 +85,28 @@ def test_without_the_sanitizer_the_file_says_so(tmp_path, capsys):
     assert "nothing was checked" in capsys.readouterr().out
 
 
+REFUSES = """#!{python}
+import sys
+print('========= Error: Device not supported. Please refer to the "Supported Devices" section')
+print("lines " * 2000)
+sys.exit(1)
+"""
+
+
+@pytest.mark.parametrize("plain", [0, 1])
+def test_a_device_that_the_sanitizer_refuses_is_not_checked(tool, plain, monkeypatch, tmp_path):
+    tool("nothing").write_text(REFUSES.format(python=sys.executable))
+    check = sanitize.check
+    monkeypatch.setattr(
+        sanitize, "check", lambda tool, name: check(tool, name) if name else {"exit_code": plain}
+    )
+    assert sanitize.main(["--out", str(tmp_path / "s.json")]) == plain, "of the passes without it"
+    found = json.loads((tmp_path / "s.json").read_text())["checks"]
+    for name in sanitize.CHECKS:
+        assert found[name]["exit_code"] == 1
+        assert found[name]["not_checked"].startswith("========= Error: Device not supported")
+
+
 def test_a_check_that_does_not_end_is_an_error(tool, monkeypatch, tmp_path):
     path = tool("nothing")
     path.write_text(f"#!{sys.executable}\nimport time\nprint('begun', flush=True)\ntime.sleep(60)")
