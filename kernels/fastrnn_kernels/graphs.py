@@ -17,6 +17,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -138,7 +139,19 @@ def _capture(sweep: Sweep, table: torch.Tensor) -> Callable[[], None]:
     # Kernels are compiled and loaded at their first launch, which must not be a captured one.
     enqueue()
     graph = torch.cuda.CUDAGraph()
-    # torch captures on a stream of its own; other threads' work goes on in the meantime.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        enqueue()
+    # What torch.cuda.graph does, on a stream of this device and not of the one that it was first
+    # used on, without waiting for the device and giving all cached memory back to it.
+    with torch.cuda.stream(_capture_stream(table.device)):
+        # Other threads' work goes on in the meantime.
+        graph.capture_begin(capture_error_mode="thread_local")
+        try:
+            enqueue()
+        finally:
+            graph.capture_end()
     return graph.replay
+
+
+@lru_cache(maxsize=64)
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """Not the one that replays are enqueued on, which may be the default: that cannot capture."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

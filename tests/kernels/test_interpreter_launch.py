@@ -3,7 +3,9 @@
 ``TRITON_INTERPRET=1 pytest tests/kernels/test_interpreter_launch.py``; see test_interpreter.py.
 """
 
+import contextlib
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -104,6 +106,60 @@ def test_graphs_are_kept_for_new_lengths_and_addresses_and_bounded(monkeypatch):
         case = Case("rnn_tanh", 1, 2, H, F32, launch="graph")
         run(case, make(case), save=False)
     assert len(graphs._graphs) == 2
+
+
+class Launches:
+    """A kernel that notes where it is enqueued."""
+
+    def __init__(self, name, log):
+        self.name, self.log = name, log
+
+    def __getitem__(self, grid):
+        return lambda *arguments, **options: self.log.append(self.name)
+
+
+def test_graphs_are_captured_on_streams_of_their_own_devices_and_nothing_waits(monkeypatch):
+    log = []
+
+    @contextlib.contextmanager
+    def current(stream):
+        log.append(stream)
+        yield
+        log.append("restored")
+
+    class Graph:
+        def capture_begin(self, capture_error_mode):
+            log.append(capture_error_mode)
+
+        def capture_end(self):
+            log.append("end")
+
+        def replay(self):
+            log.append("replayed")
+
+    monkeypatch.setattr(graphs, "INTERPRETED", False)
+    monkeypatch.setattr(graphs, "STEPS_PER_GRAPH", 2)
+    monkeypatch.setattr(graphs.kernels, "forward_from_table", Launches("step", log))
+    monkeypatch.setattr(graphs.kernels, "advance_table", Launches("advance", log))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: ("stream of", device))
+    monkeypatch.setattr(torch.cuda, "stream", current)
+    for name in ("synchronize", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, lambda *a, name=name: log.append(name))
+    graphs._capture_stream.cache_clear()
+    sweep = SimpleNamespace(
+        problem=SimpleNamespace(direction="forward"), tensors=(torch.empty(1),), grid=(1,),
+        constants={}, options={},
+    )  # fmt: skip
+    steps = ["step", "step", "advance"]
+    for index in (0, 1, 0):
+        log.clear()
+        device = torch.device("cuda", index)
+        graphs._capture(sweep, SimpleNamespace(device=device))()
+        captured = [("stream of", device), "thread_local", *steps, "end", "restored"]
+        assert log == [*steps, *captured, "replayed"]
+    assert graphs._capture_stream.cache_info().misses == 2, "one stream a device"
+    graphs._capture_stream.cache_clear()
 
 
 def test_table_slots_are_those_that_the_kernels_read():
