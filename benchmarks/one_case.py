@@ -316,7 +316,8 @@ def exact(case: Case, weights: Sequence[Tensor], x: Tensor, upstream: Tensor | N
     )
     allowed = testing.tolerance(case.torch_dtype, case.T, "tf32")
     is_float32 = case.torch_dtype == torch.float32
-    roundoff = testing.TF32_ROUNDOFF if is_float32 else testing.UNIT_ROUNDOFF[case.torch_dtype]
+    # W_hh is rounded to TF32, h is not: the tensor core cuts it off, by up to twice as much.
+    roundoff = 2 * testing.TF32_ROUNDOFF if is_float32 else testing.UNIT_ROUNDOFF[case.torch_dtype]
     return Truth(rows, result, allowed, roundoff)
 
 

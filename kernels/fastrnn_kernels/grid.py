@@ -37,6 +37,7 @@ from .addressing import (
 from .exchange import COUNTER_STRIDE, arrive, wait
 from .marks import load_marks
 from .regularisers import hidden, load_at, mixed
+from .rounding import as_multiplied
 
 _RUN_TIME = ["T", "B", "G", "t_begin", "t_end", "reverse", "stride_t", "stride_b", "stride_g"]
 
@@ -210,6 +211,7 @@ def forward_grid(
         ACC,
         UPCAST,
     )
+    w = as_multiplied(w, PIECES, PRECISION)
     if CHAIN:
         chained = g > 0
         w_chain = pieces(
@@ -225,6 +227,7 @@ def forward_grid(
             ACC,
             UPCAST,
         )
+        w_chain = as_multiplied(w_chain, PIECES, PRECISION)
     if Q:
         of_cell = load_cell_weights(cell_weight, g, units, H, Q, ACC)
     for t in range(t_begin, t_end):

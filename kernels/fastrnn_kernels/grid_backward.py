@@ -25,6 +25,7 @@ from .exchange import COUNTER_STRIDE, arrive, wait
 from .grid import pieces, product
 from .marks import load_dc, load_link, load_marks, only_alive, store_dc
 from .regularisers import load_at, split_gradient
+from .rounding import as_multiplied
 from .saved import load_step
 
 _RUN_TIME = [
@@ -146,6 +147,7 @@ def backward_grid(
         ACC,
         UPCAST,
     )
+    w = as_multiplied(w, PIECES, PRECISION)
     if Q:
         of_cell = load_cell_weights(cell_weight, g, units, H, Q, ACC)
     begin, end = done_begin, done_end
@@ -164,6 +166,7 @@ def backward_grid(
             ACC,
             UPCAST,
         )
+        w_chain = as_multiplied(w_chain, PIECES, PRECISION)
         if INTERPRETED:
             behind = (G - 1 - g).to(tl.int32)
             begin, end = tl.maximum(begin - behind, 0), tl.minimum(end - behind, T)

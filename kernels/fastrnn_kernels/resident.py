@@ -13,6 +13,7 @@ import triton.language as tl
 from .addressing import add_gates, load_cell_weights, load_gates, store_gates, time_position
 from .marks import load_marks
 from .regularisers import hidden, load_at, mixed
+from .rounding import as_multiplied
 
 _RUN_TIME = ["T", "B", "G", "reverse", "stride_t", "stride_b", "stride_g"]
 
@@ -79,6 +80,7 @@ def forward_resident(
         if UPCAST:
             w_q = w_q.to(ACC)
         w = w + (w_q,)
+    w = as_multiplied(w, K, PRECISION)
     state_offsets = ((g * B + rows) * H)[:, None] + units[None, :]
     h = tl.load(h0 + state_offsets, mask=unit_tile, other=0.0)
     c = tl.zeros((BLOCK_B, BLOCK_H), dtype=ACC)

@@ -12,6 +12,7 @@ import triton.language as tl
 from .addressing import clipped, in_acc, load_cell_weights, store_gates, time_position
 from .marks import load_marks, only_alive
 from .regularisers import load_at, split_gradient
+from .rounding import as_multiplied
 from .saved import load_step
 
 _RUN_TIME = ["T", "B", "G", "reverse", "stride_t", "stride_b", "stride_g"]
@@ -95,6 +96,7 @@ def backward_resident(
         if UPCAST:
             w_q = w_q.to(ACC)
         w = w + (w_q,)
+    w = as_multiplied(w, K, PRECISION)
 
     if Q:
         of_cell = load_cell_weights(cell_weight, g, units, H, Q, ACC)

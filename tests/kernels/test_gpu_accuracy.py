@@ -21,6 +21,10 @@ from gpu_cases import DEVICE, on_gpu, skip_where_impossible
 
 pytestmark = on_gpu
 
+TF32_UNIT = 2 * testing.TF32_ROUNDOFF
+"""What errors may be whatever torch's. W_hh is rounded to TF32, but h, or a gate gradient, is not:
+the tensor core cuts it off, by up to a whole unit."""
+
 
 @pytest.mark.parametrize(("regime", "H"), [("resident", 16), ("grid", 128), ("step", 16)])
 def test_a_stored_value_keeps_its_gradient_for_5000_steps(regime, H):
@@ -105,8 +109,8 @@ def test_no_further_from_float64_than_twice_torch(cell, dtype, T, regime, monkey
     ours = ours_in(regime, case._replace(mode="forward"), theirs, monkeypatch)
     with torch.no_grad():
         theirs_off, ours_off = (distance(layer(x)[0], truth) for layer in (theirs, ours))
-    roundoff = testing.TF32_ROUNDOFF if dtype == "float32" else 0.0
-    assert ours_off <= max(2 * theirs_off, roundoff)
+    floor = TF32_UNIT if dtype == "float32" else 0.0
+    assert ours_off <= max(2 * theirs_off, floor)
 
 
 @pytest.mark.usefixtures("tf32")
@@ -124,7 +128,7 @@ def test_gradients_no_further_from_float64_than_twice_torchs(cell, dtype, T, reg
         theirs_off, ours_off = (distance(gradients[name], right) for gradients in found)
         # as for the output, but a gradient has any size
         size = float(right.square().mean().sqrt())
-        roundoff = testing.TF32_ROUNDOFF * size if dtype == "float32" else 0.0
-        if not ours_off <= max(2 * theirs_off, roundoff):
+        floor = TF32_UNIT * size if dtype == "float32" else 0.0
+        if not ours_off <= max(2 * theirs_off, floor):
             further[name] = (ours_off, theirs_off)
     assert further == {}
