@@ -122,10 +122,8 @@ def compile_spec(spec: Spec, target: str, *, debug: bool = False) -> Report:
             element = spec.dtype
             if name == "table":
                 element = "i64"
-            elif name == "counters":
+            elif name == "counters" or (name == "marks" and spec.marked):
                 element = "i32"
-            elif name == "marks" and spec.marked:
-                element = "u8"
             elif name in ("carry", "carry_h", "parts"):
                 element = "fp64" if spec.dtype == "fp64" else "fp32"
             signature[name] = f"*{element}"

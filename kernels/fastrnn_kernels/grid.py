@@ -136,7 +136,7 @@ def forward_grid(
     c_n,  # (G, B, H), written if CELL_STATE
     cells,  # (T, B, G, H), written if SAVE
     gates,  # (T, B, G, K*H), written if SAVE: the activated gates
-    marks,  # (T, B) uint8, read if MARKED; see `marks.py`
+    marks,  # (T, B) int32, read if MARKED; see `marks.py`
     cell_weight,  # (G, Q, H), read if Q: weights of the cell's own
     recurrent_mask,  # this one and the next four, not with CHAIN: see `regularisers.py`
     seen,

@@ -62,7 +62,7 @@ def backward_grid(
     # work, dL/dc_0 (rows of no steps before), dL/dc_n
     d_cells,  # (T, B, G, H), contiguous: dL/dcells; read if HAS_D_CELLS
     d_gates,  # (T, B, G, K*H), written: dL/dgates_x
-    marks,  # (T, B) uint8, read if MARKED; see `marks.py`
+    marks,  # (T, B) int32, read if MARKED; see `marks.py`
     cell_weight,  # (G, Q, H), read if Q: weights of the cell's own
     recurrent_mask,  # this one and the next four, not with CHAIN: see `regularisers.py`
     zoneout_h,

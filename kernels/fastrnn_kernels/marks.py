@@ -1,11 +1,14 @@
 # mypy: ignore-errors
-"""Rows that end early or start anew: what each row does at each step, a byte of marks.
+"""Rows that end early or start anew: what each row does at each step, a word of marks.
 
 Lengths and resets are both said by three bits: the row is alive at the step, the state that enters
 it is the initial one, the state that leaves it is the final one. Which step is a row's first and
 which its last depends on the direction of time, so that these two bits exist for either; the
 kernels know nothing else of lengths or resets. A row that is not alive goes through the motions:
 what it computes is stored nowhere, or as zero, and nobody reads it.
+
+A byte would do. But h is what it is because of the marks, and Triton lays the operands of a product
+out for the narrowest load that they depend on: for bytes, in a way that `ldmatrix` cannot fill.
 """
 
 import torch
@@ -22,7 +25,7 @@ BACKWARDS = tl.constexpr(2)  # bits from a mark of the one direction to that of 
 def write_marks(
     lengths,  # (B,) int64, read if HAS_LENGTHS; taken as within 0 <= length <= T
     resets,  # (T, B) bool as bytes, read if HAS_RESETS
-    marks,  # (T, B) uint8, written
+    marks,  # (T, B) int32, written
     T,
     B,
     stride_t: tl.int64,
@@ -46,12 +49,12 @@ def write_marks(
     found = tl.where(starts | reset, FIRST, 0) + tl.where(ends, LAST, 0)
     other = tl.where(ends | reset, FIRST, 0) + tl.where(starts, LAST, 0)
     found = ALIVE + found + (other << BACKWARDS)
-    tl.store(marks + i, tl.where(t < length, found, 0).to(tl.uint8), mask=inside)
+    tl.store(marks + i, tl.where(t < length, found, 0), mask=inside)
 
 
 @triton.jit
 def load_marks(
-    marks,  # (T, B) uint8
+    marks,  # (T, B) int32
     tau,
     forwards,
     rows,
@@ -59,9 +62,9 @@ def load_marks(
     B,
 ):
     """(alive, first, last) at one position in time, each (BLOCK_B, 1); all false where masked."""
-    found = tl.load(marks + tau * B + rows, mask=mask, other=0).to(tl.int32)[:, None]
+    found = tl.load(marks + tau * B + rows, mask=mask, other=0)[:, None]
     alive = (found & ALIVE) != 0
-    found = found >> (1 - forwards).to(tl.int32)
+    found = tl.where(forwards == 1, found, found >> BACKWARDS)
     return alive, (found & FIRST) != 0, (found & LAST) != 0
 
 
@@ -106,11 +109,11 @@ def store_dc(dc, carry, offsets, mask, states, first, MARKED: tl.constexpr):
 def marks_of(
     lengths: torch.Tensor | None, resets: torch.Tensor | None, T: int, B: int
 ) -> torch.Tensor | None:
-    """(T, B) uint8 of lengths (B,) int64 and resets (T, B) bool; None where there is neither."""
+    """(T, B) int32 of lengths (B,) int64 and resets (T, B) bool; None where there is neither."""
     given = next((each for each in (lengths, resets) if each is not None), None)
     if given is None:
         return None
-    marks = torch.empty(T, B, dtype=torch.uint8, device=given.device)
+    marks = torch.empty(T, B, dtype=torch.int32, device=given.device)
     block = 1024
     write_marks[(triton.cdiv(T * B, block),)](
         marks if lengths is None else lengths.contiguous(),

@@ -7,6 +7,7 @@ how right the result is takes a GPU to say; `test_interpreter.py` checks the equ
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,20 @@ def test_pointers_from_a_table_cost_no_vector_loads(direction):
     direct = accesses(from_table=False)
     assert accesses(from_table=True) == direct
     assert any("0x10" in a for a in direct), "16-byte copies of weights into shared memory"
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize(
+    ("regime", "dtype", "H"),
+    [("grid", "bf16", 512), ("grid", "fp32", 512), ("resident", "bf16", 64), ("step", "bf16", 512)],
+)
+def test_marks_leave_products_their_matrix_loads(regime, dtype, H, direction):
+    spec = Spec("lstm", direction, dtype, H, precision="tf32", regime=regime)
+    plain, marked = (
+        aot.compile_spec(replace(spec, marked=is_marked), "sm_90").asm.count("ldmatrix")
+        for is_marked in (False, True)
+    )
+    assert 0 < plain <= marked
 
 
 def test_waits_are_bounded_in_debug_mode_only():
