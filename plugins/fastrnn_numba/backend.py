@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from fastrnn import checks, packing
 from fastrnn.backend import StackBackend
+from fastrnn.direction import Weights
 from fastrnn_numba import cost
 
 if TYPE_CHECKING:
@@ -71,7 +72,8 @@ def _run_packed(call: StackCall) -> tuple[Tensor, ...]:
 
     assert call.batch_sizes is not None
     checks.check_tensors(call.input, call.hx, call.weights, len(call.batch_sizes))
-    return _stack(call, call.input, Steps.packed(call.batch_sizes))
+    sizes = call.batch_sizes
+    return _stack(call, call.input, Steps(len(sizes), int(sizes[0]), batch_sizes=sizes))
 
 
 def _run_padded(call: StackCall) -> tuple[Tensor, ...]:
@@ -80,7 +82,7 @@ def _run_padded(call: StackCall) -> tuple[Tensor, ...]:
     x = packing.time_major(call)
     seq_len, batch, _ = x.shape
     checks.check_tensors(x, call.hx, call.weights, seq_len)
-    steps = Steps.padded(seq_len, batch, call.lengths, call.resets)
+    steps = Steps(seq_len, batch, call.lengths, call.resets)
     output, *final = _stack(call, x.flatten(0, 1), steps)
     output = output.view(seq_len, batch, output.shape[1])
     return output.transpose(0, 1) if call.batch_first else output, *final
@@ -109,7 +111,7 @@ def _stack(call: StackCall, x: Tensor, steps: Steps) -> tuple[Tensor, ...]:
         for reverse in ways:
             slot = layer * len(ways) + reverse
             own = call.weights[slot * per_slot : (slot + 1) * per_slot]
-            weights = direction.Weights(own[0], own[1], *(own[2:] or (None, None)))
+            weights = Weights(own[0], own[1], *(own[2:] or (None, None)))
             how = direction.How(asked.cell, steps, reverse, cost.threads(asked))
             output, *final = direction.run(
                 how, x, tuple(state[slot] for state in call.hx), weights, save=asked.needs_grad

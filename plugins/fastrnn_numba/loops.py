@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from fastrnn_numba.direction import How, Weights
+    from fastrnn.direction import Weights
+    from fastrnn_numba.direction import How
 
 ACTIVATIONS = {
     "rnn_tanh": elman.TANH,

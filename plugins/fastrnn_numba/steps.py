@@ -34,45 +34,50 @@ class Steps:
     """T steps of B rows, in both directions of time.
 
     Attributes:
-        places: N.
+        seq_len: T.
         batch: B.
-        offsets: (T,)
-        order: (B,)
-        counts: (T,)
-        resets: (T, B) bool, or (0, 0) if no row starts over.
         lengths: (B,) int64 of padded rows, or None.
-        mask: what `resets` is made of.
+        mask: (T, B) bool, where padded rows start over, or None.
+        batch_sizes: (T,) int64 of a PackedSequence, or None of padded rows.
     """
 
     def __init__(
-        self, offsets: Any, order: Any, counts: Any, places: int,
-        lengths: Tensor | None = None, mask: Tensor | None = None,
+        self, seq_len: int, batch: int, lengths: Tensor | None = None, mask: Tensor | None = None,
+        batch_sizes: Tensor | None = None,
     ) -> None:  # fmt: skip
-        self.offsets, self.order, self.counts = offsets, order, counts
-        self.places, self.batch = places, len(order)
-        self.lengths, self.mask = lengths, mask
-        self.resets = NEVER if mask is None else mask.contiguous().numpy()
+        self.seq_len, self.batch = seq_len, batch
+        self.lengths, self.mask, self.batch_sizes = lengths, mask, batch_sizes
 
-    @classmethod
-    def padded(
-        cls, seq_len: int, batch: int, lengths: Tensor | None, resets: Tensor | None
-    ) -> Steps:
-        """Rows (T, B); resets (T, B) bool, or None."""
-        order, counts = np.arange(batch), np.full(seq_len, batch)
-        if lengths is not None:
-            own = lengths.numpy()
-            order = np.argsort(-own, kind="stable")
-            counts = batch - np.searchsorted(np.sort(own), np.arange(seq_len), side="right")
-        return cls(np.arange(seq_len) * batch, order, counts, seq_len * batch, lengths, resets)
+    @cached_property
+    def counts(self) -> Any:
+        """How many rows each step has, (T,)."""
+        if self.batch_sizes is not None:
+            return self.batch_sizes.numpy()
+        if self.lengths is None:
+            return np.full(self.seq_len, self.batch)
+        ended = np.searchsorted(np.sort(self.lengths.numpy()), np.arange(self.seq_len), "right")
+        return self.batch - ended
 
-    @classmethod
-    def packed(cls, batch_sizes: Tensor) -> Steps:
-        """Those of a PackedSequence."""
-        counts = batch_sizes.numpy()
-        ends = np.cumsum(counts)
-        return cls(ends - counts, np.arange(counts[0]), counts, int(ends[-1]))
+    @cached_property
+    def order(self) -> Any:
+        """The rows, (B,)."""
+        if self.lengths is None:
+            return np.arange(self.batch)
+        return np.argsort(-self.lengths.numpy(), kind="stable")
 
-    @property
+    @cached_property
+    def offsets(self) -> Any:
+        """Where each step begins, (T,)."""
+        if self.batch_sizes is None:
+            return np.arange(self.seq_len) * self.batch
+        return np.cumsum(self.counts) - self.counts
+
+    @cached_property
+    def resets(self) -> Any:
+        """(T, B) bool, or (0, 0) if no row starts over."""
+        return NEVER if self.mask is None else self.mask.contiguous().numpy()
+
+    @cached_property
     def has_gaps(self) -> bool:
         """Whether there are places that no row has a step at."""
         return self.lengths is not None and bool(self.counts[-1] < self.batch)
@@ -81,20 +86,19 @@ class Steps:
     def gaps(self) -> Tensor:
         """(N,) bool: those places."""
         assert self.lengths is not None
-        return (torch.arange(len(self.counts)).unsqueeze(1) >= self.lengths).flatten()
+        return (torch.arange(self.seq_len).unsqueeze(1) >= self.lengths).flatten()
 
     def new(self, like: Tensor, width: int) -> Tensor:
-        """(N, width), to be written where rows have a step, and 0 elsewhere."""
+        """(N, width), as many places as `like`: to be written where rows have a step, else 0."""
         make = like.new_zeros if self.has_gaps else like.new_empty
-        return make(self.places, width)
+        return make(len(like), width)
 
     @cached_property
     def in_rows(self) -> InRows | None:
         """Where packed rows would lie if they were padded; None of padded ones."""
-        if self.places == len(self.counts) * self.batch:
+        if self.batch_sizes is None:
             return None
-        counts = torch.from_numpy(self.counts)
-        reached = torch.arange(self.batch) < counts.unsqueeze(1)
+        reached = torch.arange(self.batch) < self.batch_sizes.unsqueeze(1)
         return InRows(reached.flatten().nonzero().squeeze(1), reached.numel(), reached.sum(0))
 
     def shares(self, number: int) -> list[tuple[Any, Any]]:

@@ -10,9 +10,9 @@ from torch.nn import functional
 
 from fastrnn import checks, packing
 from fastrnn.backend import StackBackend
+from fastrnn.direction import Weights
 from fastrnn_rows import cost, direction
 from fastrnn_rows.direction import LOOPS
-from fastrnn_rows.gradients import Weights
 from fastrnn_rows.restarts import Restarts
 from fastrnn_rows.steps import Steps
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fastrnn.direction import Weights, are_many, differentiable, projected, sums
 from fastrnn_rows import elman, gru, laid_out, lstm, written_out
-from fastrnn_rows.gradients import Weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,21 +42,9 @@ def _loop(
     cell: str, steps: Steps, x: Tensor, hx: tuple[Tensor, ...], weights: Weights, *, save: bool
 ) -> Made:
     with _unrecorded():
-        gates_x, turned = _projected(cell, x, weights), laid_out.forward(weights.hh, steps)
+        gates_x, turned = projected(cell, x, weights), laid_out.forward(weights.hh, steps)
         forward: Callable[..., Made] = LOOPS[cell].forward
         return forward(cell, steps, gates_x, hx, turned, weights.bias_hh, save)
-
-
-def _projected(cell: str, x: Tensor, weights: Weights) -> Tensor:
-    """W_ih x + b_ih + b_hh; of a GRU's n without b_hh, which r multiplies."""
-    weight, bias = weights.ih.mT, weights.bias_ih
-    if bias is None or weights.bias_hh is None:
-        return x @ weight
-    both = weights.bias_hh
-    if cell == "gru":
-        both = both.clone()
-        both[2 * len(both) // 3 :] = 0
-    return torch.addmm(bias + both, x, weight)
 
 
 class _Direction(torch.autograd.Function):
@@ -77,12 +66,9 @@ class _Direction(torch.autograd.Function):
         x, h0, c0, *rest = ctx.saved_tensors
         own, output, saved = Weights(*rest[:4]), rest[4], rest[5:]
         cell, steps = ctx.what
-        # gradients of these may be asked for, or many of them at once, which nothing in place can
-        is_batched = torch._C._functorch.is_legacy_batchedtensor
-        many = any(grad is not None and is_batched(grad) for grad in grads)
-        if many or torch.is_grad_enabled():
-            inputs = (x, h0, c0, *own)
-            return None, None, *_differentiable(cell, steps, inputs, grads)
+        if are_many(grads) or torch.is_grad_enabled():  # to be differentiated again
+            layer = partial(written_out.run, cell, steps)
+            return None, None, *differentiable(layer, (x, h0, c0, *own), grads)
         d_output, *d_final = grads
         hx = (h0,) if c0 is None else (h0, c0)
         with _unrecorded():
@@ -98,51 +84,15 @@ def _sums(
     made: StepGradients, needed: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """The gradients of x, h0, c0 and the weights, each in one product over all steps."""
-    _, _, to_x, to_h0, to_c0, to_ih, to_hh, to_bias_ih, to_bias_hh = needed
-    of_x, of_h = made.d_gates_x, made.d_gates_h
-    # a GRU's n comes first where the product is with x; see `gru.backward`
-    turned = output.shape[1] if of_x is not of_h else 0
-    d_x = d_ih = d_hh = d_bias_ih = d_bias_hh = None
-    if to_x:
-        d_x = of_x @ (own.ih.roll(turned, 0) if turned else own.ih)
-    if to_ih:
-        d_ih = of_x.mT @ x
-        d_ih = d_ih.roll(-turned, 0) if turned else d_ih
+    _, _, to_x, to_h0, to_c0, to_ih, to_hh, *to_biases = needed
+    of_h, d_hh = made.d_gates_h, None
     if to_hh and steps.restarts is not None:
         d_hh = of_h.mT @ steps.entering(output, h0)
     elif to_hh:
         later, before = steps.pairs(of_h, output)
         d_hh = torch.addmm(steps.first(of_h).mT @ h0, later.mT, before)
-    if to_bias_ih:
-        d_bias_ih = of_x.sum(0)
-        d_bias_ih = d_bias_ih.roll(-turned, 0) if turned else d_bias_ih
-    if to_bias_hh:
-        # not one tensor twice: whoever scales gradients in place would do so twice
-        d_bias_hh = of_h.sum(0) if turned or d_bias_ih is None else d_bias_ih.clone()
+    around = sums(x, own, made.d_gates_x, of_h, (to_x, to_ih, *to_biases))
     return (
-        d_x, made.d_h0 if to_h0 else None, made.d_c0 if to_c0 else None,
-        d_ih, d_hh, d_bias_ih, d_bias_hh,
+        around.x, made.d_h0 if to_h0 else None, made.d_c0 if to_c0 else None,
+        around.ih, d_hh, around.bias_ih, around.bias_hh,
     )  # fmt: skip
-
-
-def _differentiable(
-    cell: str, steps: Steps, inputs: Sequence[Tensor | None], grads: Sequence[Tensor | None]
-) -> tuple[Tensor | None, ...]:
-    """The same gradients, of the layer written out."""
-    with torch.enable_grad():  # of these alone, not of what they were made of
-        inputs = [None if each is None else each.view_as(each) for each in inputs]
-        x, h0, c0, *weights = inputs
-        assert x is not None
-        hx = tuple(state for state in (h0, c0) if state is not None)
-        made = written_out.run(cell, steps, x, hx, Weights(*weights))  # type: ignore[arg-type] # the first two are never None
-    used = [(one, grad) for one, grad in zip(made, grads, strict=True) if grad is not None]
-    leaves = [each for each in inputs if each is not None and each.requires_grad]
-    found = iter(
-        torch.autograd.grad(
-            [one for one, _ in used], leaves, [grad for _, grad in used],
-            create_graph=torch.is_grad_enabled(), allow_unused=True,
-        )
-    )  # fmt: skip
-    return tuple(
-        next(found) if each is not None and each.requires_grad else None for each in inputs
-    )

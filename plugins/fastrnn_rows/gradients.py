@@ -16,19 +16,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Weights(NamedTuple):
-    """Of one layer in one direction, as torch.nn has them."""
-
-    ih: Tensor
-    """(K*H, I)"""
-    hh: Tensor
-    """(K*H, H)"""
-    bias_ih: Tensor | None
-    """(K*H,)"""
-    bias_hh: Tensor | None
-    """(K*H,)"""
-
-
 class Made(NamedTuple):
     """Of the forward loop."""
 

@@ -14,7 +14,7 @@ from fastrnn.cell import cell_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fastrnn_rows.gradients import Weights
+    from fastrnn.direction import Weights
     from fastrnn_rows.steps import Steps
 
 

@@ -1,0 +1,120 @@
+"""One layer in one direction, with torch.nn's parameters: what surrounds its time loop.
+
+For stack backends whose loop is one operation of autograd. N places hold the steps of all rows; K*H
+are the rows of a module's matrices, 3H of a GRU's. That one's n takes W_hn h and its bias times r,
+so that gradients of what is made of x and of what is made of h differ: those of x then come in the
+order n, r, z, which leaves those of r and z, common to both, side by side with either.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor
+
+    WrittenOut = Callable[[Tensor, tuple[Tensor, ...], "Weights"], tuple[Tensor, ...]]
+
+
+class Weights(NamedTuple):
+    """Of one layer in one direction, as torch.nn has them."""
+
+    ih: Tensor
+    """(K*H, I)"""
+    hh: Tensor
+    """(K*H, H)"""
+    bias_ih: Tensor | None
+    """(K*H,)"""
+    bias_hh: Tensor | None
+    """(K*H,)"""
+
+
+class Sums(NamedTuple):
+    """The gradients of what is around the loop; None where not needed."""
+
+    x: Tensor | None
+    """(N, I)"""
+    ih: Tensor | None
+    """(K*H, I)"""
+    bias_ih: Tensor | None
+    """(K*H,)"""
+    bias_hh: Tensor | None
+    """(K*H,)"""
+
+
+def projected(cell: str, x: Tensor, weights: Weights) -> Tensor:
+    """W_ih x + b_ih + b_hh, (N, K*H); of a GRU's n without b_hh, which r multiplies."""
+    weight, bias = weights.ih.mT, weights.bias_ih
+    if bias is None or weights.bias_hh is None:
+        return x @ weight
+    both = weights.bias_hh
+    if cell == "gru":
+        both = both.clone()
+        both[2 * len(both) // 3 :] = 0
+    return torch.addmm(bias + both, x, weight)
+
+
+def sums(x: Tensor, own: Weights, of_x: Tensor, of_h: Tensor, needed: Sequence[bool]) -> Sums:
+    """The gradients of x, W_ih and the biases, each in one product over all steps.
+
+    Args:
+        x: (N, I)
+        own: the weights.
+        of_x: (N, K*H), gradients of W_ih x + b_ih; of a GRU in the order n, r, z.
+        of_h: (N, K*H), of W_hh h + b_hh; the same tensor for all cells but a GRU.
+        needed: which of `Sums` are.
+    """
+    to_x, to_ih, to_bias_ih, to_bias_hh = needed
+    turned = len(own.ih) // 3 if of_x is not of_h else 0
+    d_x = d_ih = d_bias_ih = d_bias_hh = None
+    if to_x:
+        d_x = of_x @ (own.ih.roll(turned, 0) if turned else own.ih)
+    if to_ih:
+        d_ih = of_x.mT @ x
+        d_ih = d_ih.roll(-turned, 0) if turned else d_ih
+    if to_bias_ih:
+        d_bias_ih = of_x.sum(0)
+        d_bias_ih = d_bias_ih.roll(-turned, 0) if turned else d_bias_ih
+    if to_bias_hh:
+        # not one tensor twice: whoever scales gradients in place would do so twice
+        d_bias_hh = of_h.sum(0) if turned or d_bias_ih is None else d_bias_ih.clone()
+    return Sums(d_x, d_ih, d_bias_ih, d_bias_hh)
+
+
+def are_many(grads: Sequence[Tensor | None]) -> bool:
+    """Whether they are many of each at once (`is_grads_batched`), which nothing in place takes."""
+    is_batched = torch._C._functorch.is_legacy_batchedtensor
+    return any(grad is not None and is_batched(grad) for grad in grads)
+
+
+def differentiable(
+    written_out: WrittenOut, inputs: Sequence[Tensor | None], grads: Sequence[Tensor | None]
+) -> tuple[Tensor | None, ...]:
+    """The gradients of a layer's inputs, of the layer written out: to be differentiated again.
+
+    Args:
+        written_out: takes x, the initial states and the weights, and returns what the layer does.
+        inputs: x, h0, c0 or None, and the weights.
+        grads: of what it returns; None where nobody used it.
+    """
+    with torch.enable_grad():  # of these alone, not of what they were made of
+        inputs = [None if each is None else each.view_as(each) for each in inputs]
+        x, h0, c0, *weights = inputs
+        assert x is not None
+        hx = tuple(state for state in (h0, c0) if state is not None)
+        made = written_out(x, hx, Weights(*weights))  # type: ignore[arg-type] # the first two are never None
+    used = [(one, grad) for one, grad in zip(made, grads, strict=True) if grad is not None]
+    leaves = [each for each in inputs if each is not None and each.requires_grad]
+    found = iter(
+        torch.autograd.grad(
+            [one for one, _ in used], leaves, [grad for _, grad in used],
+            create_graph=torch.is_grad_enabled(), allow_unused=True,
+        )
+    )  # fmt: skip
+    return tuple(
+        next(found) if each is not None and each.requires_grad else None for each in inputs
+    )
