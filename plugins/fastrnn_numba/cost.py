@@ -47,10 +47,12 @@ PART = 4
 """Rows that one thread takes at least: those of a tile."""
 FEW = 0.8
 """What share of that a product of fewer takes, which reads W_hh faster than others do."""
-SHARED = 200e-6
-"""Seconds of work from which threads share it."""
-HANDING_OVER = 50e-6
-"""Of a part to another thread, and back."""
+SHARED, GAINED = 5e-3, 0.35
+"""Seconds of work from which threads share it, and what share of its own a second one then does:
+those of torch's products wait for the next by spinning, on the same cores."""
+ALONE, WAITS_ALONE = 1.3, 1.7
+"""How much longer a product takes, and how much longer it waits for memory, compared with others'
+that several threads share."""
 AROUND = 60e9
 """Operations a second of the products around a loop, of float32."""
 PACKING, STREAM = 200e-6, 8e9
@@ -66,7 +68,7 @@ def estimate(request: Request) -> Cost:
     call = own.call_training if request.needs_grad else own.call
     ways = 2 if request.needs_grad else 1
     call += ways * recurrent_weights(request) * request.dtype.itemsize / own.laying_out
-    seconds = layers * (call + ways * HANDING_OVER * (number > 1)) + _work(request) / number
+    seconds = layers * call + _work(request) / (1 + GAINED * (number - 1))
     if request.padded:
         idle = steps(request) / request.num_layers * rows(request) / 2
         seconds += min(_idle(request, idle), _packing(request))
@@ -113,6 +115,9 @@ def _work(request: Request) -> float:
     wait, unit = own.wait * share * (cpu_step(alone) - cpu_product(alone)), own.unit
     if rows(request) < PART:
         product *= FEW
+    if request.threads > 1:
+        product *= ALONE
+        wait *= WAITS_ALONE
     if request.needs_grad:
         product *= 2 if request.frozen else 3
         wait *= 2  # gradients of weights are one product, after the loop
