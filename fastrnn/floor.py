@@ -203,13 +203,13 @@ def _steps() -> tuple[float, float, None, str]:
 
 def _assumed_steps() -> tuple[float, float, int, str]:
     """A step within a multiprocessor, an exchange among them, and what one of them holds."""
-    from fastrnn_kernels.model import Rates
+    from fastrnn_kernels.model import Rates, least_step
 
     rates = Rates()
     gpu = torch.cuda.get_device_properties("cuda")
     registers = getattr(gpu, "regs_per_multiprocessor", REGISTERS)  # not all of torch's say so
     held = gpu.shared_memory_per_multiprocessor + 4 * registers
-    return rates.layout / rates.clock, rates.exchange + rates.l2_latency, held, "assumed"
+    return least_step(rates), rates.exchange + rates.l2_latency, held, "assumed"
 
 
 def _best(call: Callable[[], object], device: str) -> float:

@@ -140,7 +140,7 @@ def test_a_gpus_step_is_the_cost_models(fresh, monkeypatch):
     monkeypatch.setitem(floor.COPIES, "cuda", (50,))
     found = floor.attained_for(LSTM._replace(device="cuda"))
     rates = Rates()
-    assert found.step_s == pytest.approx(rates.layout / rates.clock)
+    assert found.step_s == pytest.approx(3 * rates.barrier / rates.clock)
     assert found.exchange_s == pytest.approx(rates.exchange + rates.l2_latency)
     assert found[:2] == (7.0, ((100, 9.0),))
     assert (found.on_chip_bytes, found.steps_are) == (1100, "assumed")

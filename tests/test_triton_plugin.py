@@ -53,7 +53,7 @@ def h200(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     ("changes", "regime"),
     [
         ({}, "grid"),
-        ({"hidden_size": 64}, "resident"),
+        ({"hidden_size": 16}, "resident"),
         ({"seq_len": 1}, "step"),  # as the planner has it for one step
         ({"hidden_size": 3000}, "step"),
         ({"arch": "gfx942"}, "step"),

@@ -9,7 +9,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from .configs import DeviceLimits, LaunchConfig, Problem, StepConfig, tiles
+from .configs import (
+    DeviceLimits,
+    Direction,
+    LaunchConfig,
+    Problem,
+    Regime,
+    StepConfig,
+    tiles,
+)
 from .onchip import GridConfig, ResidentConfig
 
 
@@ -31,7 +39,8 @@ class Rates:
         ordinary: multiply-adds a cycle of its ordinary cores.
         special: exp and reciprocals a cycle of its special-function units.
         chain: cycles from one dependent tensor-core product to the next.
-        layout: cycles of a step's changes of layout and barriers within a program.
+        barrier: cycles of a barrier within a program, and of the way through shared memory that it
+            guards (70 to 100, assumed).
         launch: seconds from one kernel of a CUDA graph to the next (1.2 to 1.3 us published).
         start: seconds of a call's first launch.
     """
@@ -47,13 +56,38 @@ class Rates:
     ordinary: float = 128.0
     special: float = 16.0
     chain: float = 33.0
-    layout: float = 400.0
+    barrier: float = 85.0
     launch: float = 1.3e-6
     start: float = 6e-6
 
 
 # Depth of one tensor-core instruction, by bytes of an operand.
 _MMA_DEPTH = {2: 16, 4: 8}
+
+# `bar.sync` of a step in the PTX that Triton 3.7 makes for sm_90, of a cell of one gate and of one
+# of four: nearly all stand around a change of layout. Counted at B = 16 in bfloat16, at H = 64
+# (resident) and 512; those of an exchange are left out, being part of its rate. Larger tiles have
+# more: a tanh network's resident ones from H = 128 on 4 forward and 8 back, those of a grid at
+# B = 128 up to 6. An LSTM's step back has 18 to 38.
+_BARRIERS: dict[tuple[Regime, Direction], tuple[int, int]] = {
+    ("resident", "forward"): (6, 22),
+    ("resident", "backward"): (10, 36),
+    ("grid", "forward"): (3, 3),
+    ("grid", "backward"): (3, 3),
+    ("step", "forward"): (7, 7),
+    ("step", "backward"): (10, 30),
+}
+
+
+def barriers(regime: Regime, problem: Problem) -> int:
+    """Barriers of a step within a program, beside those of its exchanges."""
+    one, four = _BARRIERS[regime, problem.direction]
+    return one + (four - one) * (problem.K - 1) // 3
+
+
+def least_step(rates: Rates) -> float:
+    """Seconds of a step of which nothing is left but the barriers of a program."""
+    return min(min(counts) for counts in _BARRIERS.values()) * rates.barrier / rates.clock
 
 
 @dataclass(frozen=True)
@@ -104,7 +138,14 @@ def _traffic(problem: Problem) -> int:
 
 
 def _tile(
-    rows: int, units: int, columns: int, depth: int, parts: int, problem: Problem, rates: Rates
+    regime: Regime,
+    rows: int,
+    units: int,
+    columns: int,
+    depth: int,
+    parts: int,
+    problem: Problem,
+    rates: Rates,
 ) -> dict[str, float]:
     """Cycles of one program for one tile of one step, by part."""
     multiply_adds = rows * columns * depth * problem.terms
@@ -127,7 +168,7 @@ def _tile(
         "product": max(product, weights + state),
         "sum of parts": sums,
         "cell": point_wise,
-        "layout": rates.layout,
+        "barriers": barriers(regime, problem) * rates.barrier,
     }
 
 
@@ -136,7 +177,7 @@ def _resident(
 ) -> Estimate:
     H = config.block_h
     # Back, each gate's product has a sum of its own: as many, and as deep, as forward.
-    cycles = _tile(config.block_b, H, problem.K * H, H, 1, problem, rates)
+    cycles = _tile("resident", config.block_b, H, problem.K * H, H, 1, problem, rates)
     waves = tiles(config.programs(problem), limits.multiprocessors)
     return _sum(cycles, {}, waves, problem.K * H * H * problem.itemsize, rates)
 
@@ -145,7 +186,7 @@ def _grid(config: GridConfig, problem: Problem, limits: DeviceLimits, rates: Rat
     piece = config.num_warps * config.block_k
     depth = config.pieces(problem) * piece
     rows, columns = config.block_b, config.columns(problem)
-    cycles = _tile(rows, config.block_h, columns, depth, config.num_warps, problem, rates)
+    cycles = _tile("grid", rows, config.block_h, columns, depth, config.num_warps, problem, rates)
     # Programs beyond one a multiprocessor share its units.
     shared = tiles(config.programs(problem), limits.multiprocessors)
     cycles["operand from L2"] = rows * depth * problem.itemsize / rates.l2_bytes
@@ -164,7 +205,8 @@ def _grid(config: GridConfig, problem: Problem, limits: DeviceLimits, rates: Rat
     if problem.chained:
         # A look at the other group's counter, and the product with what it made: they fall into
         # the wait for one's own group, as far as that is long enough.
-        product = work["product"] + work["sum of parts"] + work["operand from L2"]
+        parts = ("product", "sum of parts", "operand from L2", "barriers")
+        product = sum(work[name] for name in parts)
         before = rates.l2_latency + latency + product / rates.clock
         waits["the other group's product"] = max(0.0, before - waits["exchange"])
     busy = turns * (sum(work.values()) / rates.clock + sum(within.values()) + before)
@@ -178,7 +220,7 @@ def _grid(config: GridConfig, problem: Problem, limits: DeviceLimits, rates: Rat
 def _step(config: StepConfig, problem: Problem, limits: DeviceLimits, rates: Rates) -> Estimate:
     depth = tiles(problem.depth, config.block_k) * config.block_k
     width = problem.width(config.block_h)
-    cycles = _tile(config.block_b, config.block_h, width, depth, 1, problem, rates)
+    cycles = _tile("step", config.block_b, config.block_h, width, depth, 1, problem, rates)
     waves = tiles(config.programs(problem), limits.multiprocessors)
     streamed = (config.block_b + width) * depth * problem.itemsize
     # Both are streamed while products are formed.

@@ -18,8 +18,9 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 import triton
 
-from fastrnn_kernels import aot, aot_specs, grid, resident, step, step_backward, table
+from fastrnn_kernels import aot, aot_specs, grid, model, resident, step, step_backward, table
 from fastrnn_kernels.configs import TARGET_LIMITS
+from fastrnn_kernels.plan import REGIMES
 
 pytestmark = pytest.mark.usefixtures("fresh_cache")
 
@@ -100,6 +101,21 @@ def test_grid_reads_nothing_twice_but_what_is_new():
     _, loop = aot.compile_spec(spec, "sm_90").asm.split("Loop Header: Depth=1", maxsplit=1)
     # Four gates of gates_x, and c from one of two places; W_hh stays where it is.
     assert len(re.findall(r"\sld\.global\.(?!cg)", loop)) == 6
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.skipif(not triton.__version__.startswith("3.7"), reason="counted in Triton 3.7's")
+@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("cell", ["lstm", "rnn_tanh"])
+def test_barriers_of_a_step_are_those_of_the_model(cell, regime, direction):
+    spec = Spec(cell, direction, "bf16", 64 if regime == "resident" else 512, regime=regime)
+    report = aot.compile_spec(spec, "sm_90")
+    text = report.asm
+    if regime == "resident":  # beside the loop over time are others
+        label = re.search(r"^(\$L__BB\d+_\d+):.*Loop Header", text, flags=re.MULTILINE)
+        text = text[label.start() : re.search(rf"bra\S* \t?{re.escape(label[1])};", text).end()]
+    exchanges = 0 if regime != "grid" else 2 if report.blocks.get("SPLITS", 1) > 1 else 1
+    assert text.count("bar.sync") - 2 * exchanges == model.barriers(regime, spec.problem)
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])

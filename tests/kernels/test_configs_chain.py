@@ -163,7 +163,7 @@ def test_two_layers_at_the_same_time_cost_less_than_one_after_the_other(directio
     one = plan(of(direction, ALONE, G=1), H200)
     two = plan(of(direction), H200)
     # More than half of a step is waiting, or the same for any work, and is paid once.
-    waits = ("exchange", "L2 latency", "exchange of sums", "layout")
+    waits = ("exchange", "L2 latency", "exchange of sums", "barriers")
     once = sum(one.estimate.parts.get(name, 0.0) for name in waits)
     assert once * 1e-6 > one.estimate.step / 2
     assert two.estimate.step < 1.5 * one.estimate.step
