@@ -131,6 +131,53 @@ def test_the_grid_is_that_of_the_files() -> None:
     assert "\n".join(lines) in README.read_text(encoding="utf-8")
 
 
+COMPILED = {
+    "training of Elman RNNs": ("rnn", "train"),
+    "Elman RNNs without gradients": ("rnn", "forward"),
+    "training of GRUs": ("gru", "train"),
+    "GRUs without gradients": ("gru", "forward"),
+    "training of LSTMs": ("lstm", "train"),
+    "LSTMs without gradients": ("lstm", "forward"),
+}
+
+
+def compiled_table() -> list[str]:
+    """The README's table of what goes to `numba`, and what the same cases take without it."""
+    columns = []
+    for name in ("auto-1-thread", "auto-2-threads"):
+        with_it, without = (
+            {
+                tuple(row[key] for key in ("cell", "mode", "kind", "T", "B", "H")): row
+                for row in json.loads((MEASURED.parent / file).read_text(encoding="utf-8"))["rows"]
+            }
+            for file in (f"{name}-numba.json", f"{name}.json")
+        )
+        assert not any(row["behind"] for row in with_it.values())
+        columns.append((with_it, without))
+    lines = []
+    for what, (cell, mode) in COMPILED.items():
+        for kind in ("padded", "packed"):
+            found = [f"{what}, {kind}"]
+            for with_it, without in columns:
+                cases = [
+                    case
+                    for case, row in with_it.items()
+                    if row["backend"] == "numba"
+                    and (case[0].startswith(cell), *case[1:3]) == (True, mode, kind)
+                ]
+                figures = [
+                    speedup([rows[case] for case in cases]) if cases else "-"
+                    for rows in (without, with_it)
+                ]
+                found += [f"{len(cases)}", *figures]
+            lines.append("| " + " | ".join(found) + " |")
+    return lines
+
+
+def test_what_compiled_loops_gain_is_that_of_the_files() -> None:
+    assert "\n".join(compiled_table()) in README.read_text(encoding="utf-8")
+
+
 MARKS = {
     "lengths of T, all of them": "lengths of T",
     "lengths from T down to 1": "lengths to T",
