@@ -188,9 +188,9 @@ MARKS = {
 MARKED = ("lstm", "gru", "rnn_tanh")
 
 
-def marks_table() -> list[str]:
-    """What marks cost, from the file of `marks_cost`."""
-    path = MEASURED.parent / "marks-1-thread.json"
+def marks_table(name: str) -> list[str]:
+    """What marks cost, from a file of `marks_cost`."""
+    path = MEASURED.parent / name
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
 
     def cell(mark: str, **chosen: str) -> str:
@@ -207,5 +207,6 @@ def marks_table() -> list[str]:
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
-def test_what_marks_cost_is_that_of_the_file() -> None:
-    assert "\n".join(marks_table()) in README.read_text(encoding="utf-8")
+def test_what_marks_cost_is_that_of_the_files() -> None:
+    for name in ("marks-1-thread.json", "marks-1-thread-numba.json"):
+        assert "\n".join(marks_table(name)) in README.read_text(encoding="utf-8")
