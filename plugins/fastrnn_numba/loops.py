@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
+
 from fastrnn_numba import along, elman, gru, lstm, products
 
 if TYPE_CHECKING:
@@ -59,7 +61,7 @@ def forward(
     steps, hidden = how.steps, hx[0].shape[1]
     by = products.panels_turned(_array(weights.hh))
     initial = [_array(state) for state in hx]
-    final = tuple(state.clone() for state in hx)
+    final = tuple(_copy(state) for state in hx)
     states = [_array(state) for state in final]
     output = steps.new(gates_x, hidden)
     kept = gates_x.new_empty(len(output) if save else 0, hidden)
@@ -88,7 +90,7 @@ def backward(
     by = products.panels(_array(weights.hh))
     d_output = output.new_zeros(output.shape) if grads[0] is None else grads[0]
     d_states = [
-        state.new_zeros(state.shape) if grad is None else grad.clone()
+        state.new_zeros(state.shape) if grad is None else _copy(grad)
         for grad, state in zip(grads[1:], hx, strict=True)
     ]
     d_initial = [state.new_zeros(state.shape) for state in hx]
@@ -127,6 +129,11 @@ def entering(how: How, states: Tensor, initial: Tensor) -> Tensor:
 def _array(tensor: Tensor) -> Any:
     """A tensor's numbers as an array without gaps: a copy only if there are some."""
     return tensor.detach().contiguous().numpy()
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """To be written over, as an array: without gaps, whatever strides the tensor has."""
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _each(

@@ -151,6 +151,21 @@ def test_strides_do_not_matter() -> None:
     assert_same(results(module, x), want)
 
 
+@pytest.mark.parametrize("cell", CELLS)
+def test_states_and_their_gradients_may_lie_turned_over(cell: str) -> None:
+    """What is written over must not be a copy of what is returned."""
+    module, x = ours(cell, 3, 4), torch.randn(5, 2, 3).double()
+    number = 2 if cell == "lstm" else 1
+    given = [torch.randn(1, 4, 2).double().mT.requires_grad_() for _ in range(number)]
+    upstream = [torch.randn(1, 4, 2).double().mT for _ in range(number)]
+    made = []
+    for module.backend in ("numba", "reference"):
+        output, final = module(x, tuple(given) if number == 2 else given[0])
+        final = final if isinstance(final, tuple) else (final,)
+        made.append(((output, *final), torch.autograd.grad(final, given, upstream)))
+    assert_same(*made)
+
+
 def test_it_is_off_under_torch_compile_and_named_an_error() -> None:
     module = fastrnn.LSTM(3, 4, backend="numba")
     compiled = torch.compile(module, fullgraph=True, backend="eager")
