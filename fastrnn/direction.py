@@ -1,4 +1,4 @@
-"""One layer in one direction, with torch.nn's parameters: what surrounds its time loop.
+"""Stacks with torch.nn's parameters: what surrounds the time loop of a layer in one direction.
 
 For stack backends whose loop is one operation of autograd. N places hold the steps of all rows; K*H
 are the rows of a module's matrices, 3H of a GRU's. That one's n takes W_hn h and its bias times r,
@@ -11,13 +11,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from torch.nn import functional
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from torch import Tensor
 
+    from fastrnn.backend import StackCall
+    from fastrnn.request import Request
+
+    RunOne = Callable[[bool, Tensor, tuple[Tensor, ...], "Weights"], Sequence[Tensor]]
     WrittenOut = Callable[[Tensor, tuple[Tensor, ...], "Weights"], tuple[Tensor, ...]]
+
+DTYPES = (torch.float32, torch.float64)
+unrecorded = torch._C._AutoDispatchBelowAutograd
+"""Where nothing is recorded, small operations take a fifth less without looking whether it is."""
 
 
 class Weights(NamedTuple):
@@ -44,6 +53,51 @@ class Sums(NamedTuple):
     """(K*H,)"""
     bias_hh: Tensor | None
     """(K*H,)"""
+
+
+def reasons(request: Request, cells: Iterable[str]) -> list[str]:
+    """What speaks against loops of these cells on a CPU."""
+    found = []
+    if request.device != "cpu":
+        found.append(f"device is {request.device}; needs cpu")
+    if request.cell not in cells:
+        found.append(f"cell is {request.cell}; it has {', '.join(cells)}")
+    if request.proj_size:
+        found.append(f"proj_size is {request.proj_size}; it has no projections")
+    if request.dtype not in DTYPES:
+        found.append(f"dtype is {request.dtype}; needs torch.float32 or torch.float64")
+    return found
+
+
+def ways(request: Request) -> tuple[bool, ...]:
+    """Whether each direction is backwards in time."""
+    return (False, True) if request.bidirectional else (False,)
+
+
+def stack(call: StackCall, x: Tensor, run_one: RunOne) -> tuple[Tensor, ...]:
+    """Every layer in turn; x is (N, I), and so is the output, (N, directions * H).
+
+    Args:
+        call: the weights and states are taken from it.
+        x: of the first layer.
+        run_one: takes whether time runs backwards, x, states (B, H) and weights of a layer in one
+            direction; returns its output, (N, H), and final states, (B, H).
+    """
+    asked, states = call.request, []
+    per_slot = 4 if asked.bias else 2
+    for layer in range(asked.num_layers):
+        outputs = []
+        for reverse in ways(asked):
+            slot = layer * asked.directions + reverse
+            own = call.weights[slot * per_slot : (slot + 1) * per_slot]
+            weights = Weights(own[0], own[1], *(own[2:] or (None, None)))
+            output, *final = run_one(reverse, x, tuple(each[slot] for each in call.hx), weights)
+            outputs.append(output)
+            states.append(final)
+        x = torch.cat(outputs, 1) if asked.bidirectional else outputs[0]
+        if asked.dropout and layer < asked.num_layers - 1:
+            x = functional.dropout(x, asked.dropout, training=True)
+    return x, *(torch.stack(each) for each in zip(*states, strict=True))
 
 
 def projected(cell: str, x: Tensor, weights: Weights) -> Tensor:

@@ -25,6 +25,8 @@ ONEDNN_DTYPES = (torch.float32, torch.bfloat16)
 CPU_CACHE, CPU_MEMORY = 2e6, 14e9
 """Bytes of weights that stay there, and bytes a second of larger ones, which a small product waits
 for in every step."""
+PACKING, CPU_STREAM = 200e-6, 8e9
+"""Of sorting and packing padded rows, and bytes a second at which large arrays are copied."""
 
 
 def steps(request: Request) -> int:
@@ -71,6 +73,14 @@ def cpu_step(request: Request) -> float:
     """The same where weights are fetched for each product, as for those of torch and NumPy."""
     size = recurrent_weights(request) * request.dtype.itemsize
     return cpu_product(request) + (size / CPU_MEMORY if size > CPU_CACHE else 0.0)
+
+
+def packing(request: Request) -> float:
+    """Seconds of packing padded rows, and of padding what they make; gradients likewise."""
+    width = request.input_size + request.directions * request.hidden_size
+    copied = steps(request) / request.num_layers * rows(request) * width * request.dtype.itemsize
+    passes = 4 if request.needs_grad else 2
+    return PACKING + passes * copied / CPU_STREAM
 
 
 def is_onednns(request: Request) -> bool:

@@ -60,10 +60,8 @@ def entering(
     for t in range(len(counts)):
         earlier = t + 1 if reverse else t - 1
         for i in range(counts[t]):
-            place, before = (
-                offsets[t] + order[i],
-                came_from(offsets, order, counts, resets, t, earlier, i),
-            )
+            place = offsets[t] + order[i]
+            before = came_from(offsets, order, counts, resets, t, earlier, i)
             if before < 0:
                 copy(made, place, initial, order[i])
             else:

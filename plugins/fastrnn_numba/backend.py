@@ -6,22 +6,18 @@ from functools import lru_cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-import torch
-from torch.nn import functional
-
 from fastrnn import checks, packing
 from fastrnn.backend import StackBackend
-from fastrnn.direction import Weights
+from fastrnn.direction import reasons, stack
 from fastrnn_numba import cost
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from fastrnn.backend import Cell, StackCall
+    from fastrnn.direction import Weights
     from fastrnn.request import Cost, Request
-    from fastrnn_numba.steps import Steps
 
-DTYPES = (torch.float32, torch.float64)
 CELLS = ("rnn_tanh", "rnn_relu", "rnn_sigmoid", "lstm", "gru")
 
 
@@ -43,18 +39,10 @@ class NumbaBackend(StackBackend):
 
     def can_run(self, request: Request) -> list[str]:
         """What the loops do not cover."""
-        reasons = []
-        if request.device != "cpu":
-            reasons.append(f"device is {request.device}; needs cpu")
-        if request.cell not in CELLS:
-            reasons.append(f"cell is {request.cell}; it has {', '.join(CELLS)}")
-        if request.proj_size:
-            reasons.append(f"proj_size is {request.proj_size}; it has no projections")
-        if request.dtype not in DTYPES:
-            reasons.append(f"dtype is {request.dtype}; needs torch.float32 or torch.float64")
+        against = reasons(request, CELLS)
         if request.compiling:
-            reasons.append("its calls are of Python, which a graph cannot have")
-        return reasons
+            against.append("its calls are of Python, which a graph cannot have")
+        return against
 
     def cost(self, request: Request) -> Cost:
         """See `fastrnn_numba.cost`."""
@@ -68,22 +56,16 @@ class NumbaBackend(StackBackend):
 
 
 def _run_packed(call: StackCall) -> tuple[Tensor, ...]:
-    from fastrnn_numba.steps import Steps  # and with it NumPy
-
     assert call.batch_sizes is not None
     checks.check_tensors(call.input, call.hx, call.weights, len(call.batch_sizes))
-    sizes = call.batch_sizes
-    return _stack(call, call.input, Steps(len(sizes), int(sizes[0]), batch_sizes=sizes))
+    return _stack(call, call.input, len(call.batch_sizes), int(call.batch_sizes[0]))
 
 
 def _run_padded(call: StackCall) -> tuple[Tensor, ...]:
-    from fastrnn_numba.steps import Steps
-
     x = packing.time_major(call)
     seq_len, batch, _ = x.shape
     checks.check_tensors(x, call.hx, call.weights, seq_len)
-    steps = Steps(seq_len, batch, call.lengths, call.resets)
-    output, *final = _stack(call, x.flatten(0, 1), steps)
+    output, *final = _stack(call, x.flatten(0, 1), seq_len, batch)
     output = output.view(seq_len, batch, output.shape[1])
     return output.transpose(0, 1) if call.batch_first else output, *final
 
@@ -98,30 +80,23 @@ def _run_as_it_lies(call: StackCall, _: object) -> tuple[Tensor, ...] | None:
     return _run_padded(call)
 
 
-def _stack(call: StackCall, x: Tensor, steps: Steps) -> tuple[Tensor, ...]:
+def _stack(call: StackCall, x: Tensor, seq_len: int, batch: int) -> tuple[Tensor, ...]:
     """Every layer in turn; x is (N, I), and so is the output, (N, directions * H)."""
     # Numba is imported where a call first runs: it takes half a second
-    from fastrnn_numba import direction
+    from fastrnn_numba.direction import How, run
+    from fastrnn_numba.steps import Steps
 
-    asked, states = call.request, []
-    ways = (False, True) if asked.bidirectional else (False,)
-    per_slot = 4 if asked.bias else 2
-    for layer in range(asked.num_layers):
-        outputs = []
-        for reverse in ways:
-            slot = layer * len(ways) + reverse
-            own = call.weights[slot * per_slot : (slot + 1) * per_slot]
-            weights = Weights(own[0], own[1], *(own[2:] or (None, None)))
-            how = direction.How(asked.cell, steps, reverse, cost.threads(asked))
-            output, *final = direction.run(
-                how, x, tuple(state[slot] for state in call.hx), weights, save=asked.needs_grad
-            )
-            outputs.append(output)
-            states.append(final)
-        x = outputs[0] if len(ways) == 1 else torch.cat(outputs, 1)
-        if asked.dropout and layer < asked.num_layers - 1:
-            x = functional.dropout(x, asked.dropout, training=True)
-    return x, *(torch.stack(each) for each in zip(*states, strict=True))
+    asked = call.request
+    steps = Steps(seq_len, batch, call.lengths, call.resets, call.batch_sizes)
+    threads = cost.threads(asked)
+
+    def run_one(
+        reverse: bool, x: Tensor, hx: tuple[Tensor, ...], weights: Weights
+    ) -> tuple[Tensor, ...]:
+        how = How(asked.cell, steps, reverse, threads)
+        return run(how, x, hx, weights, save=asked.needs_grad)
+
+    return stack(call, x, run_one)
 
 
 @lru_cache(maxsize=1)

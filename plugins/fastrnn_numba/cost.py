@@ -11,7 +11,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from fastrnn.request import Cost
-from fastrnn.roofline import cpu_product, cpu_step, recurrent_weights, rows, steps
+from fastrnn.roofline import (
+    cpu_input_product,
+    cpu_product,
+    cpu_step,
+    packing,
+    recurrent_weights,
+    rows,
+    steps,
+)
 
 if TYPE_CHECKING:
     from fastrnn.request import Request
@@ -53,10 +61,6 @@ those of torch's products wait for the next by spinning, on the same cores."""
 ALONE, WAITS_ALONE = 1.3, 1.7
 """How much longer a product takes, and how much longer it waits for memory, compared with others'
 that several threads share."""
-AROUND = 60e9
-"""Operations a second of the products around a loop, of float32."""
-PACKING, STREAM = 200e-6, 8e9
-"""Of sorting and packing padded rows, and bytes a second at which they are copied for it."""
 MARGIN = 1.05
 """Where the estimates are close, torch's path keeps the call: `auto` must not lose to it."""
 
@@ -71,7 +75,7 @@ def estimate(request: Request) -> Cost:
     seconds = layers * call + _work(request) / (1 + GAINED * (number - 1))
     if request.padded:
         idle = steps(request) / request.num_layers * rows(request) / 2
-        seconds += min(_idle(request, idle), _packing(request))
+        seconds += min(_idle(request, idle), packing(request))
     why = "compiled steps" + (" and BPTT" if request.needs_grad else "")
     return Cost(MARGIN * seconds, why)
 
@@ -88,20 +92,13 @@ def packs(request: Request, idle: float) -> bool:
 
     Those take no steps either way, but a part in the products around the loops.
     """
-    return _idle(request, idle) > _packing(request)
+    return _idle(request, idle) > packing(request)
 
 
 def _idle(request: Request, idle: float) -> float:
-    passes = 3 if request.needs_grad else 1
-    weights = request.directions * request.gates * request.hidden_size * request.input_size
-    return passes * 2 * idle * weights / (AROUND * 4 / request.dtype.itemsize)
-
-
-def _packing(request: Request) -> float:
-    width = request.input_size + request.directions * request.hidden_size
-    places = steps(request) / request.num_layers * rows(request)
-    passes = 4 if request.needs_grad else 2
-    return PACKING + passes * places * width * request.dtype.itemsize / STREAM
+    products = (3 if request.needs_grad else 1) * request.directions
+    a_step = cpu_input_product(request._replace(threads=1))
+    return products * a_step * idle / max(rows(request), 1)
 
 
 def _work(request: Request) -> float:

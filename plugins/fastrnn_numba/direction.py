@@ -10,7 +10,7 @@ import torch
 from fastrnn import unrolled
 from fastrnn.backend import Layer
 from fastrnn.cell import cell_of
-from fastrnn.direction import Weights, are_many, differentiable, projected, sums
+from fastrnn.direction import Weights, are_many, differentiable, projected, sums, unrecorded
 from fastrnn_numba import loops
 
 if TYPE_CHECKING:
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from fastrnn_numba.steps import Steps
 
-_unrecorded = torch._C._AutoDispatchBelowAutograd
-"""Where nothing is recorded, small operations take a fifth less without looking whether it is."""
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
@@ -35,13 +33,15 @@ class How(NamedTuple):
     """As many parts of the rows run side by side."""
 
 
-def run(how: How, x: Tensor, hx: tuple[Tensor, ...], weights: Weights, *, save: bool) -> Any:
+def run(
+    how: How, x: Tensor, hx: tuple[Tensor, ...], weights: Weights, *, save: bool
+) -> tuple[Tensor, ...]:
     """Output (N, H) and final states (B, H); x is (N, I), each of hx (B, H)."""
     if not _are_numbers((x, *hx, *weights)):
         return _written_out(how, x, hx, weights)
     if save:
         return _apply(how, x, hx[0], hx[1] if len(hx) > 1 else None, *weights)
-    with _unrecorded():
+    with unrecorded():
         made = loops.forward(how, projected(how.cell, x, weights), hx, weights, save=False)
     return (made.output, *made.final)
 
@@ -60,7 +60,7 @@ class _Direction(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         own = Weights(*weights)  # type: ignore[arg-type] # the first two are never None
         hx = (h0,) if c0 is None else (h0, c0)
-        with _unrecorded():
+        with unrecorded():
             made = loops.forward(how, projected(how.cell, x, own), hx, own, save=True)
         ctx.save_for_backward(x, h0, c0, *own, made.output, *made.saved)
         ctx.how = how
@@ -75,7 +75,7 @@ class _Direction(torch.autograd.Function):
             layer = partial(_written_out, ctx.how)
             return None, *differentiable(layer, (x, h0, c0, *own), grads)
         hx = (h0,) if c0 is None else (h0, c0)
-        with _unrecorded():
+        with unrecorded():
             made = loops.backward(ctx.how, grads, output, saved, hx, own)
             return None, *_sums(ctx.how, x, h0, output, own, made, ctx.needs_input_grad[1:])
 

@@ -1,6 +1,6 @@
 """tanh and the logistic function, in arithmetic that LLVM turns into vector instructions.
 
-In float32, of which errors are below 2e-7 of the value; float64, the dtype of truths, takes the C
+In float32, right to two units in the last place; float64, the dtype of truths, takes the C
 library's. Both are safe from -inf to inf, and hand NaN on.
 """
 
@@ -20,14 +20,13 @@ LOG2E = _float(1 / math.log(2))
 LN2 = _float(355 / 512)
 LN2_REST = _float(math.log(2) - 355 / 512)
 LEAST = _float(-87.0)
-"""exp of it is the least that is no subnormal number."""
-SERIES = tuple(_float(1 / math.factorial(n)) for n in range(8))
-C0, C1, C2, C3, C4, C5, C6, C7 = SERIES
+"""exp of it is still a normal number."""
+C0, C1, C2, C3, C4, C5, C6, C7 = (_float(1 / math.factorial(n)) for n in range(8))
 SMALL = _float(0.6)
 """Below it 1 - exp(-2x) would lose digits."""
 _half, _one, _two = _float(0.5), _float(1), _float(2)
 _n15, _n105, _n420, _n945 = (_float(n) for n in (15, 105, 420, 945))
-_exponent, _bias, _bits = np.int32(23), np.int32(127), np.float32
+_exponent, _bias = np.int32(23), np.int32(127)
 
 
 @compiled
@@ -38,7 +37,7 @@ def exp_of_negative(x: Any) -> Any:
     r = x - k * LN2 - k * LN2_REST
     series = C4 + r * (C5 + r * (C6 + r * C7))
     series = C0 + r * (C1 + r * (C2 + r * (C3 + r * series)))
-    return series * np.int32((np.int32(k) + _bias) << _exponent).view(_bits)
+    return series * np.int32((np.int32(k) + _bias) << _exponent).view(np.float32)
 
 
 def tanh(x: Any) -> Any:

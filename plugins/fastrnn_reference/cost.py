@@ -10,6 +10,7 @@ from fastrnn.cell import BUILTIN, cell_of
 from fastrnn.request import Cost, Request
 from fastrnn.roofline import (
     CPU_BYTES,
+    CPU_STREAM,
     beside_onednn,
     cpu_step,
     recurrent_weights,
@@ -26,8 +27,6 @@ CUSTOM_STEP, CUSTOM_STEP_TRAINING = 28e-6, 44e-6
 """Of a plugin's cell, as a GRU's and that of an LSTM with peepholes."""
 PASSES, LSTM_PASSES, CUSTOM_PASSES = 1, 6, 14
 """Times that training reads or writes an array of all gates that ATen's loop keeps in cache."""
-STREAM = 8e9
-"""Bytes a second of such a pass."""
 VARLEN, VARLEN_TRAINING, VARLEN_STEP = 200e-6, 400e-6, 0.7e-6
 """Seconds of a call, and of a step, of looking at lengths and of padding packed rows."""
 VARLEN_PASSES, VARLEN_PASSES_TRAINING = 2, 4
@@ -59,7 +58,7 @@ def estimate(request: Request) -> Cost:
         step = fixed_training + (2 if request.frozen else 3) * product
         array = rows(request) * gates * request.hidden_size * request.dtype.itemsize
         step += _replays(request) * (fixed + product)
-        step += passes * array / STREAM
+        step += passes * array / CPU_STREAM
         # the weights and their gradients pass through the cache once, however short the sequence
         weights = recurrent_weights(request) * request.dtype.itemsize
         weights *= request.num_layers * request.directions * (1 if request.frozen else 3)
@@ -80,7 +79,7 @@ def _of_lengths(request: Request) -> float:
     width = request.input_size + (cell_of(request.cell).gates + 1) * request.hidden_size
     loop = steps(request) * request.directions
     fixed += loop * VARLEN_STEP
-    return fixed + passes * loop * rows(request) * width * request.dtype.itemsize / STREAM
+    return fixed + passes * loop * rows(request) * width * request.dtype.itemsize / CPU_STREAM
 
 
 def _of_resets(request: Request) -> float:

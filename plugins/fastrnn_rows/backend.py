@@ -5,12 +5,9 @@ from __future__ import annotations
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
-import torch
-from torch.nn import functional
-
 from fastrnn import checks, packing
 from fastrnn.backend import StackBackend
-from fastrnn.direction import Weights
+from fastrnn.direction import reasons, stack, ways
 from fastrnn_rows import cost, direction
 from fastrnn_rows.direction import LOOPS
 from fastrnn_rows.restarts import Restarts
@@ -22,10 +19,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fastrnn.backend import Cell, StackCall
+    from fastrnn.direction import Weights
     from fastrnn.packing import Parts
     from fastrnn.request import Cost, Request
-
-DTYPES = (torch.float32, torch.float64)
 
 
 class RowsBackend(StackBackend):
@@ -42,20 +38,12 @@ class RowsBackend(StackBackend):
 
     def can_run(self, request: Request) -> list[str]:
         """What the loops do not cover."""
-        reasons = []
+        against = reasons(request, LOOPS)
         if request.resets and request.padded and request.bidirectional:
-            reasons.append("resets cut up rows that end, for each of two directions elsewhere")
-        if request.device != "cpu":
-            reasons.append(f"device is {request.device}; needs cpu")
-        if request.cell not in LOOPS:
-            reasons.append(f"cell is {request.cell}; it has {', '.join(LOOPS)}")
-        if request.proj_size:
-            reasons.append(f"proj_size is {request.proj_size}; it has no projections")
-        if request.dtype not in DTYPES:
-            reasons.append(f"dtype is {request.dtype}; needs torch.float32 or torch.float64")
+            against.append("resets cut up rows that end, for each of two directions elsewhere")
         if request.compiling:
-            reasons.append("its steps are Python, which a graph would have one by one")
-        return reasons
+            against.append("its steps are Python, which a graph would have one by one")
+        return against
 
     def cost(self, request: Request) -> Cost:
         """See `fastrnn_rows.cost`."""
@@ -101,7 +89,7 @@ def _run_as_it_lies(call: StackCall, parts_of: Callable[[], Parts]) -> tuple[Ten
         return None
     if call.resets is not None:
         resets = call.resets[:longest]
-        restarts = [Restarts(resets, reverse=reverse) for reverse in _ways(asked)]
+        restarts = [Restarts(resets, reverse=reverse) for reverse in ways(asked)]
     if not _stays(call, longest * rows - sum(own), restarts, parts_of):
         return None
     data, sizes = x[:longest].flatten(0, 1), [rows] * longest
@@ -132,11 +120,6 @@ def _stays(
     return cost.starts_over(asked, idle, number, int(parts_of().length.max()))
 
 
-def _ways(request: Request) -> tuple[bool, ...]:
-    """Whether each direction is backwards in time."""
-    return (False, True) if request.bidirectional else (False,)
-
-
 def _stack(
     call: StackCall, x: Tensor, sizes: list[int], restarts: Sequence[Restarts] = (),
     last: Tensor | None = None,
@@ -150,25 +133,16 @@ def _stack(
         restarts: where rows start over, of each direction, or empty.
         last: (B,), places where rows in one direction end before those do, of cells without c.
     """
-    asked, states = call.request, []
+    asked = call.request
     both = [
         Steps(sizes, reverse=reverse, restarts=own)
-        for reverse, own in zip_longest(_ways(asked), restarts)
+        for reverse, own in zip_longest(ways(asked), restarts)
     ]
-    per_slot = 4 if asked.bias else 2
-    for layer in range(asked.num_layers):
-        outputs = []
-        for steps in both:
-            slot = layer * len(both) + steps.reverse
-            own = call.weights[slot * per_slot : (slot + 1) * per_slot]
-            weights = Weights(own[0], own[1], *(own[2:] or (None, None)))
-            output, *final = direction.run(
-                asked.cell, steps, x, tuple(state[slot] for state in call.hx),
-                weights, save=asked.needs_grad,
-            )  # fmt: skip
-            outputs.append(output)
-            states.append(final if last is None else [output.index_select(0, last)])
-        x = outputs[0] if len(both) == 1 else torch.cat(outputs, 1)
-        if asked.dropout and layer < asked.num_layers - 1:
-            x = functional.dropout(x, asked.dropout, training=True)
-    return x, *(torch.stack(each) for each in zip(*states, strict=True))
+
+    def run_one(
+        reverse: bool, x: Tensor, hx: tuple[Tensor, ...], weights: Weights
+    ) -> Sequence[Tensor]:
+        made = direction.run(asked.cell, both[reverse], x, hx, weights, save=asked.needs_grad)
+        return made if last is None else (made[0], made[0].index_select(0, last))
+
+    return stack(call, x, run_one)

@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from fastrnn.request import Cost
 from fastrnn.roofline import (
     CPU_BYTES,
+    CPU_STREAM,
+    PACKING,
     beside_onednn,
     cpu_step,
+    packing,
     recurrent_weights,
     restarting,
     rows,
@@ -43,8 +46,6 @@ LOOPS = {
     "lstm": Loop(110e-6, 14e-6, 300e-6, 20e-6, 3),
     "gru": Loop(200e-6, 13.5e-6, 220e-6, 13e-6, 3),
 }
-STREAM = 8e9
-"""Bytes a second of such a pass."""
 TURNING, TURNED = 2.5e9, 0.8
 """Bytes a second at which W_hh is turned over, and what share of itself the product then takes.
 
@@ -62,8 +63,6 @@ MANY, SMALL = 96, 1e5
 bytes of W_hh from which that shows."""
 UNEQUAL, UNEQUAL_TRAINING = 50e-6, 150e-6
 """Of finding where rows of different lengths end."""
-PACKING, PACKING_PASSES, PACKING_PASSES_TRAINING = 200e-6, 2, 4
-"""Of sorting and packing padded rows, and how often input and output are copied for it."""
 RUNNING_ON = 70e-6
 """Of setting zero what rows make past their ends, where they run on."""
 STARTING, STARTING_TRAINING = 80e-6, 120e-6
@@ -100,7 +99,7 @@ def estimate(request: Request) -> Cost:
         return Cost(MARGIN * seconds, "Python steps over the rows that go on")
     array = share * rows(request) * request.gates * request.hidden_size * size
     back = (1 if request.frozen else 2) * product
-    step = loop.step_training + forward + back + loop.passes * array / STREAM
+    step = loop.step_training + forward + back + loop.passes * array / CPU_STREAM
     # the weights and their gradients pass through the cache once, however short the sequence
     weights *= 1 if request.frozen else 3
     seconds += loop.call_training + UNEQUAL_TRAINING * unequal + weights / CPU_BYTES + number * step
@@ -141,7 +140,7 @@ def starts_over(request: Request, idle: int, number: int, longest: float) -> boo
         step, restart, unequal = loop.step_training, RESTARTING_TRAINING, UNEQUAL_TRAINING
     more = request._replace(batch=round(length * rows(request) / longest))
     as_it_lies = _idle(request, idle) + number * restart + length * (step + _products(request))
-    return as_it_lies < _packing(request) + unequal + longest * (step + _products(more))
+    return as_it_lies < packing(request) + unequal + longest * (step + _products(more))
 
 
 def _products(request: Request) -> float:
@@ -175,16 +174,9 @@ def _turned(request: Request, a_step: float) -> float:
 def _marked(request: Request) -> float:
     """Seconds of rows that end, if they do not run on, or start over."""
     if request.padded:
-        return _packing(request)
+        return packing(request)
     if not request.resets:
         return 0.0
     if request.needs_grad:
         return STARTING_TRAINING + restarting(request) * RESTARTING_TRAINING
     return STARTING + restarting(request) * RESTARTING
-
-
-def _packing(request: Request) -> float:
-    width = request.input_size + request.directions * request.hidden_size
-    copied = steps(request) / request.num_layers * rows(request) * width * request.dtype.itemsize
-    passes = PACKING_PASSES_TRAINING if request.needs_grad else PACKING_PASSES
-    return PACKING + passes * copied / STREAM

@@ -9,7 +9,7 @@ import torch
 
 import fastrnn
 from fastrnn.dispatch import BackendError
-from fastrnn_numba import backend, cost
+from fastrnn_numba import backend, cost, tile
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,11 @@ def test_without_numba_it_says_what_brings_it(monkeypatch: pytest.MonkeyPatch) -
         layer(x)
     assert fastrnn.explain(layer, x).backend != "numba"
     backend._unavailable.cache_clear()
+
+
+def test_a_thread_takes_a_whole_tile_of_rows() -> None:
+    """Costs are looked at where there is no Numba, and so no tile."""
+    assert cost.PART == tile.ROWS
 
 
 def taken(layer: Any, x: torch.Tensor, **marks: Any) -> str:
