@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from numba import njit
-from numba.extending import overload, register_jitable
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 FAST: dict[str, Any] = {"fastmath": {"contract"}, "error_model": "numpy"}
 """A product and a sum may be one instruction; nothing else of IEEE 754 is given up. Numbers are
@@ -38,14 +34,3 @@ def compiled(function: Any) -> Any:
     # Numba looks at a function's own file only, and would keep what it calls of others
     made._cache._cache_file._source_stamp = SOURCES
     return made
-
-
-def part(function: Any) -> Any:
-    """Compile a function with those that call it."""
-    return register_jitable(**FAST)(function)
-
-
-def chosen_by_types(function: Any) -> Callable[[Any], Any]:
-    """Of what chooses, by the types of its arguments, what `function` is compiled as."""
-    found: Callable[[Any], Any] = overload(function, jit_options=FAST)
-    return found

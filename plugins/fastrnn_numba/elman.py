@@ -6,47 +6,53 @@ dL/doutput(t) + W_hh^T dL/da(t+1), and f' is a function of h(t).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastrnn_numba.along import add, copy, start_over, started
+from fastrnn_numba.along import copy, start_over, started
 from fastrnn_numba.compiled import compiled
 from fastrnn_numba.points import sigmoid, tanh
 from fastrnn_numba.products import product
+from fastrnn_numba.vectors import over_units
+
+if TYPE_CHECKING:
+    from fastrnn_numba.vectors import Row
 
 TANH, RELU, SIGMOID = 0, 1, 2
 
 
-@compiled
-def _step(activation: int, gates_x: Any, place: int, a: Any, i: int, h: Any, b: int) -> None:
-    """h(b) = f(gates_x(place) + a(i)); a is W_hh h(t-1)."""
-    if activation == TANH:
-        for j in range(h.shape[1]):
-            h[b, j] = tanh(gates_x[place, j] + a[i, j])
-    elif activation == RELU:
-        zero = h.dtype.type(0)
-        for j in range(h.shape[1]):
-            both = gates_x[place, j] + a[i, j]
-            h[b, j] = zero if both < zero else both  # NaN stays
-    else:
-        for j in range(h.shape[1]):
-            h[b, j] = sigmoid(gates_x[place, j] + a[i, j])
+@over_units
+def _tanh(gates_x: Row, a: Row, h: Row, output: Row) -> None:
+    h[0] = output[0] = tanh(gates_x[0] + a[0])
 
 
-@compiled
-def _step_back(activation: int, d_h: Any, b: int, h: Any, d_a: Any, place: int) -> None:
-    """d_a(place) = f'(a) d_h(b), where h(place) = f(a)."""
-    if activation == TANH:
-        for j in range(d_h.shape[1]):
-            d_a[place, j] = d_h[b, j] - d_h[b, j] * h[place, j] * h[place, j]
-    elif activation == RELU:
-        zero = h.dtype.type(0)
-        for j in range(d_h.shape[1]):
-            d_a[place, j] = zero if h[place, j] <= zero else d_h[b, j]
-    else:
-        for j in range(d_h.shape[1]):
-            d_a[place, j] = d_h[b, j] * (h[place, j] - h[place, j] * h[place, j])
+@over_units
+def _relu(gates_x: Row, a: Row, h: Row, output: Row) -> None:
+    both = gates_x[0] + a[0]
+    h[0] = output[0] = both.same(0).where(both.is_at_most(0), both)  # NaN stays
+
+
+@over_units
+def _sigmoid(gates_x: Row, a: Row, h: Row, output: Row) -> None:
+    h[0] = output[0] = sigmoid(gates_x[0] + a[0])
+
+
+@over_units
+def _tanh_back(d_output: Row, d_h: Row, h: Row, d_a: Row) -> None:
+    of_h = d_h[0] + d_output[0]
+    d_a[0] = of_h - of_h * h[0] * h[0]
+
+
+@over_units
+def _relu_back(d_output: Row, d_h: Row, h: Row, d_a: Row) -> None:
+    of_h = d_h[0] + d_output[0]
+    d_a[0] = of_h.same(0).where(h[0].is_at_most(0), of_h)
+
+
+@over_units
+def _sigmoid_back(d_output: Row, d_h: Row, h: Row, d_a: Row) -> None:
+    d_a[0] = (d_h[0] + d_output[0]) * (h[0] - h[0] * h[0])
 
 
 @compiled
@@ -69,7 +75,7 @@ def forward(
         reverse: whether time runs backwards.
         output: (N, H), written.
     """
-    steps = len(counts)
+    steps, hidden = len(counts), h.shape[1]
     products = np.empty((len(order), by.shape[0] * by.shape[2]), h.dtype)
     for step in range(steps):
         t = steps - 1 - step if reverse else step
@@ -79,8 +85,13 @@ def forward(
         product(products, h, 0, order, count, 0, by)
         for i in range(count):
             b = order[i]
-            _step(activation, gates_x, begin + b, products, i, h, b)
-            copy(output, begin + b, h, b)
+            at = begin + b
+            if activation == TANH:
+                _tanh(hidden, gates_x, at, products, i, h, b, output, at)
+            elif activation == RELU:
+                _relu(hidden, gates_x, at, products, i, h, b, output, at)
+            else:
+                _sigmoid(hidden, gates_x, at, products, i, h, b, output, at)
 
 
 @compiled
@@ -105,14 +116,19 @@ def backward(
         reverse: likewise.
         d_gates: (N, H), written.
     """
-    steps = len(counts)
+    steps, hidden = len(counts), d_h.shape[1]
     products = np.empty((len(order), by.shape[0] * by.shape[2]), d_h.dtype)
     for step in range(steps):
         t = step if reverse else steps - 1 - step
         begin, count = offsets[t], counts[t]
         for b in order[:count]:
-            add(d_h, b, d_output, begin + b)
-            _step_back(activation, d_h, b, output, d_gates, begin + b)
+            at = begin + b
+            if activation == TANH:
+                _tanh_back(hidden, d_output, at, d_h, b, output, at, d_gates, at)
+            elif activation == RELU:
+                _relu_back(hidden, d_output, at, d_h, b, output, at, d_gates, at)
+            else:
+                _sigmoid_back(hidden, d_output, at, d_h, b, output, at, d_gates, at)
         product(products, d_gates, begin, order, count, 0, by)
         for i in range(count):
             copy(d_h, order[i], products, i)

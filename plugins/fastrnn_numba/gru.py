@@ -9,79 +9,52 @@ Cho et al., "Learning phrase representations using RNN encoder-decoder", 2014.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastrnn_numba.along import add, came_from, copy, start_over, started
+from fastrnn_numba.along import add, came_from, start_over, started
 from fastrnn_numba.compiled import compiled
 from fastrnn_numba.points import sigmoid, tanh
 from fastrnn_numba.products import product
+from fastrnn_numba.vectors import over_units
+
+if TYPE_CHECKING:
+    from fastrnn_numba.vectors import Numbers, Row
 
 
-@compiled
-def _step(
-    gates: Any, place: int, a: Any, i: int, bias: Any, m: Any, at: int, h: Any, b: int
-) -> None:
-    """One row's.
-
-    Args:
-        gates: (N, 3H), gates_x; written over with r, z, n.
-        place: of the row, there.
-        a: (_, 3H), W_hh h(t-1).
-        i: the row, there.
-        bias: (H,), b_hn.
-        m: (_, H), written.
-        at: the row, there.
-        h: (B, H), written over.
-        b: the row, there.
-    """
-    hidden = len(bias)
-    z, n = hidden, 2 * hidden
-    for j in range(n):
-        gates[place, j] = sigmoid(gates[place, j] + a[i, j])
-    for j in range(hidden):
-        m[at, j] = a[i, n + j] + bias[j]
-    for j in range(hidden):
-        gates[place, n + j] = tanh(gates[place, n + j] + gates[place, j] * m[at, j])
-    for j in range(hidden):
-        of_n = gates[place, n + j]
-        h[b, j] = of_n + gates[place, z + j] * (h[b, j] - of_n)
+def _new(gates: Row, a: Row, bias: Row, h: Row, output: Row) -> tuple[Numbers, ...]:
+    """r, z, n, m; a is W_hh h(t-1), h is written over."""
+    r, z = (sigmoid(gates[k] + a[k]) for k in range(2))
+    m = a[2] + bias[0]
+    n = tanh(gates[2] + r * m)
+    h[0] = output[0] = n + z * (h[0] - n)
+    return r, z, n, m
 
 
-@compiled
-def _step_back(
-    gates: Any, place: int, m: Any, before: Any, earlier: int, d_h: Any, b: int, d_gates: Any
-) -> None:
-    """One row's.
+@over_units
+def _step(gates: Row, a: Row, bias: Row, h: Row, output: Row) -> None:
+    _new(gates, a, bias, h, output)
 
-    Args:
-        gates: (N, 3H): r, z, n.
-        place: of the row, there.
-        m: (N, H)
-        before: h(t-1), in one row of it,
-        earlier: this one.
-        d_h: (B, H); written over with what reaches h(t-1) beside W_hh.
-        b: the row, there.
-        d_gates: (N, 4H), written: of n, r, z, m.
-    """
-    hidden = d_h.shape[1]
-    z, n = hidden, 2 * hidden
-    to_r, to_z, to_m = hidden, 2 * hidden, 3 * hidden
-    for j in range(hidden):
-        of_n, kept = gates[place, n + j], gates[place, z + j]
-        d_new = d_h[b, j] - d_h[b, j] * kept
-        d_gates[place, j] = d_new - d_new * of_n * of_n
-    for j in range(hidden):
-        of_r = gates[place, j]
-        d_gates[place, to_r + j] = d_gates[place, j] * m[place, j] * (of_r - of_r * of_r)
-    for j in range(hidden):
-        of_z, change = gates[place, z + j], before[earlier, j] - gates[place, n + j]
-        d_gates[place, to_z + j] = d_h[b, j] * change * (of_z - of_z * of_z)
-    for j in range(hidden):
-        d_gates[place, to_m + j] = d_gates[place, j] * gates[place, j]
-    for j in range(hidden):
-        d_h[b, j] *= gates[place, z + j]
+
+@over_units
+def _step_kept(gates: Row, a: Row, bias: Row, h: Row, output: Row, m: Row) -> None:
+    """For the way back."""
+    gates[0], gates[1], gates[2], m[0] = _new(gates, a, bias, h, output)
+
+
+@over_units
+def _step_back(d_output: Row, gates: Row, m: Row, before: Row, d_h: Row, d_gates: Row) -> None:
+    """Where `before` is h(t-1); d_h is written over with what reaches that beside W_hh."""
+    r, z, n = (gates[k] for k in range(3))
+    of_h = d_h[0] + d_output[0]
+    of_new = of_h - of_h * z
+    of_n = of_new - of_new * n * n
+    d_gates[0] = of_n
+    d_gates[1] = of_n * m[0] * (r - r * r)
+    d_gates[2] = of_h * (before[0] - n) * (z - z * z)
+    d_gates[3] = of_n * r
+    d_h[0] = of_h * z
 
 
 @compiled
@@ -92,9 +65,9 @@ def forward(
     """All steps of some rows.
 
     Args:
-        gates: (N, 3H), W_ih x + b, of n without b_hn; written over with r, z, n.
+        gates: (N, 3H), W_ih x + b, of n without b_hn; written over with r, z, n where m is.
         by: `panels_turned` of W_hh.
-        bias: (H,), b_hn.
+        bias: (1, H), b_hn.
         h: (B, H), h0; written over with the last of each row.
         h0: (B, H), what rows start over from.
         offsets: these four are of `Steps`.
@@ -105,9 +78,8 @@ def forward(
         output: (N, H), written.
         m: (N, H), written; (0, H) if of no use.
     """
-    steps = len(counts)
+    steps, hidden = len(counts), h.shape[1]
     products = np.empty((len(order), by.shape[0] * by.shape[2]), h.dtype)
-    spare = np.empty((1, h.shape[1]), h.dtype)
     for step in range(steps):
         t = steps - 1 - step if reverse else step
         begin, count = offsets[t], counts[t]
@@ -116,11 +88,11 @@ def forward(
         product(products, h, 0, order, count, 0, by)
         for i in range(count):
             b = order[i]
+            at = begin + b
             if len(m) > 0:
-                _step(gates, begin + b, products, i, bias, m, begin + b, h, b)
+                _step_kept(hidden, gates, at, products, i, bias, 0, h, b, output, at, m, at)
             else:
-                _step(gates, begin + b, products, i, bias, spare, 0, h, b)
-            copy(output, begin + b, h, b)
+                _step(hidden, gates, at, products, i, bias, 0, h, b, output, at)
 
 
 @compiled
@@ -156,13 +128,14 @@ def backward(
         begin, count = offsets[t], counts[t]
         for i in range(count):
             b = order[i]
-            place = begin + b
+            at = begin + b
             before = came_from(offsets, order, counts, resets, t, earlier, i)
-            add(d_h, b, d_output, place)
             if before < 0:
-                _step_back(gates, place, m, h0, b, d_h, b, d_gates)
+                _step_back(hidden, d_output, at, gates, at, m, at, h0, b, d_h, b, d_gates, at)
             else:
-                _step_back(gates, place, m, output, before, d_h, b, d_gates)
+                _step_back(
+                    hidden, d_output, at, gates, at, m, at, output, before, d_h, b, d_gates, at
+                )
         product(products, d_gates, begin, order, count, hidden, by)
         for i in range(count):
             add(d_h, order[i], products, i)

@@ -61,8 +61,8 @@ def forward(
     steps, hidden = how.steps, hx[0].shape[1]
     by = products.panels_turned(_array(weights.hh))
     initial = [_array(state) for state in hx]
-    final = tuple(_copy(state) for state in hx)
-    states = [_array(state) for state in final]
+    states = [state.copy() for state in initial]
+    final = tuple(torch.from_numpy(state) for state in states)
     output = steps.new(gates_x, hidden)
     kept = gates_x.new_empty(len(output) if save else 0, hidden)
     if how.cell == "lstm":
@@ -70,9 +70,9 @@ def forward(
         _each(how, lstm.forward, before, (_array(output), _array(kept)))
         return Made(output, final, (kept, gates_x) if save else ())
     if how.cell == "gru":
-        bias = hx[0].new_zeros(hidden)
+        bias = hx[0].new_zeros(1, hidden)
         if weights.bias_hh is not None:
-            bias = weights.bias_hh[2 * hidden :]
+            bias = weights.bias_hh[2 * hidden :].unsqueeze(0)
         before = (_array(gates_x), by, _array(bias), *states, *initial)
         _each(how, gru.forward, before, (_array(output), _array(kept)))
         return Made(output, final, (kept, gates_x) if save else ())
@@ -128,7 +128,7 @@ def entering(how: How, states: Tensor, initial: Tensor) -> Tensor:
 
 def _array(tensor: Tensor) -> Any:
     """A tensor's numbers as an array without gaps: a copy only if there are some."""
-    return tensor.detach().contiguous().numpy()
+    return tensor.contiguous().numpy(force=True)
 
 
 def _copy(tensor: Tensor) -> Tensor:

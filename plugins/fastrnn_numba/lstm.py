@@ -5,89 +5,58 @@
     h(t) = o tanh(c(t))
 
 Hochreiter and Schmidhuber, "Long short-term memory", 1997; Gers et al., "Learning to forget", 2000.
-A loop over units writes one array each: of more LLVM does not see that they lie apart.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastrnn_numba.along import add, came_from, copy, start_over, started
+from fastrnn_numba.along import came_from, copy, start_over, started
 from fastrnn_numba.compiled import compiled
 from fastrnn_numba.points import sigmoid, tanh
 from fastrnn_numba.products import product
+from fastrnn_numba.vectors import over_units
+
+if TYPE_CHECKING:
+    from fastrnn_numba.vectors import Numbers, Row
 
 
-@compiled
-def _step(gates: Any, place: int, a: Any, i: int, h: Any, c: Any, b: int) -> None:
-    """One row's.
-
-    Args:
-        gates: (N, 4H), gates_x; written over with the gates.
-        place: of the row, there.
-        a: (_, 4H), W_hh h(t-1).
-        i: the row, there.
-        h: (B, H), written.
-        c: (B, H), written over.
-        b: the row, there.
-    """
-    hidden = h.shape[1]
-    f, g, o = hidden, 2 * hidden, 3 * hidden
-    for j in range(g):
-        gates[place, j] = sigmoid(gates[place, j] + a[i, j])
-    for j in range(hidden):
-        gates[place, g + j] = tanh(gates[place, g + j] + a[i, g + j])
-    for j in range(hidden):
-        gates[place, o + j] = sigmoid(gates[place, o + j] + a[i, o + j])
-    for j in range(hidden):
-        new = gates[place, j] * gates[place, g + j]
-        c[b, j] = gates[place, f + j] * c[b, j] + new
-    for j in range(hidden):
-        h[b, j] = gates[place, o + j] * tanh(c[b, j])
+def _new(gates: Row, a: Row, h: Row, c: Row, output: Row) -> tuple[Numbers, ...]:
+    """The gates; a is W_hh h(t-1), h and c are written over."""
+    i, f, o = (sigmoid(gates[k] + a[k]) for k in (0, 1, 3))
+    g = tanh(gates[2] + a[2])
+    c[0] = f * c[0] + i * g
+    h[0] = output[0] = o * tanh(c[0])
+    return i, f, g, o
 
 
-@compiled
+@over_units
+def _step(gates: Row, a: Row, h: Row, c: Row, output: Row) -> None:
+    _new(gates, a, h, c, output)
+
+
+@over_units
+def _step_kept(gates: Row, a: Row, h: Row, c: Row, output: Row, cells: Row) -> None:
+    """For the way back."""
+    gates[0], gates[1], gates[2], gates[3] = _new(gates, a, h, c, output)
+    cells[0] = c[0]
+
+
+@over_units
 def _step_back(
-    gates: Any, place: int, cells: Any, before: Any, earlier: int, tanh_c: Any, d_h: Any, d_c: Any,
-    b: int, d_gates: Any,
-) -> None:  # fmt: skip
-    """One row's.
-
-    Args:
-        gates: (N, 4H)
-        place: of the row, there.
-        cells: (N, H)
-        before: c(t-1), in one row of it,
-        earlier: this one.
-        tanh_c: (H,), written.
-        d_h: (B, H)
-        d_c: (B, H), what reaches c(t) but through h(t); written over with what reaches c(t-1).
-        b: the row, there.
-        d_gates: (N, 4H), written.
-    """
-    hidden = len(tanh_c)
-    f, g, o = hidden, 2 * hidden, 3 * hidden
-    for j in range(hidden):
-        tanh_c[j] = tanh(cells[place, j])
-    for j in range(hidden):
-        of_o = gates[place, o + j]
-        d_c[b, j] += d_h[b, j] * (of_o - of_o * tanh_c[j] * tanh_c[j])
-    for j in range(hidden):
-        of_i = gates[place, j]
-        d_gates[place, j] = d_c[b, j] * gates[place, g + j] * (of_i - of_i * of_i)
-    for j in range(hidden):
-        of_f = gates[place, f + j]
-        d_gates[place, f + j] = d_c[b, j] * before[earlier, j] * (of_f - of_f * of_f)
-    for j in range(hidden):
-        of_i, of_g = gates[place, j], gates[place, g + j]
-        d_gates[place, g + j] = d_c[b, j] * (of_i - of_i * of_g * of_g)
-    for j in range(hidden):
-        of_o = gates[place, o + j]
-        d_gates[place, o + j] = d_h[b, j] * tanh_c[j] * (of_o - of_o * of_o)
-    for j in range(hidden):
-        d_c[b, j] *= gates[place, f + j]
+    d_output: Row, gates: Row, cells: Row, before: Row, d_h: Row, d_c: Row, d_gates: Row
+) -> None:
+    """Where `before` is c(t-1), and d_c, what reaches c(t) but through h(t), is written over."""
+    i, f, g, o = (gates[k] for k in range(4))
+    of_h, tanh_c = d_h[0] + d_output[0], tanh(cells[0])
+    of_c = d_c[0] + of_h * (o - o * tanh_c * tanh_c)
+    d_gates[0] = of_c * g * (i - i * i)
+    d_gates[1] = of_c * before[0] * (f - f * f)
+    d_gates[2] = of_c * (i - i * g * g)
+    d_gates[3] = of_h * tanh_c * (o - o * o)
+    d_c[0] = of_c * f
 
 
 @compiled
@@ -98,7 +67,7 @@ def forward(
     """All steps of some rows.
 
     Args:
-        gates: (N, 4H), W_ih x + b; written over with the gates.
+        gates: (N, 4H), W_ih x + b; written over with the gates where cells are.
         by: `panels_turned` of W_hh.
         h: (B, H), h0; written over with the last of each row.
         c: (B, H), likewise.
@@ -112,7 +81,7 @@ def forward(
         output: (N, H), written.
         cells: (N, H), written with c of each step; (0, H) if of no use.
     """
-    steps = len(counts)
+    steps, hidden = len(counts), h.shape[1]
     products = np.empty((len(order), by.shape[0] * by.shape[2]), h.dtype)
     for step in range(steps):
         t = steps - 1 - step if reverse else step
@@ -123,10 +92,11 @@ def forward(
         product(products, h, 0, order, count, 0, by)
         for i in range(count):
             b = order[i]
-            _step(gates, begin + b, products, i, h, c, b)
-            copy(output, begin + b, h, b)
+            at = begin + b
             if len(cells) > 0:
-                copy(cells, begin + b, c, b)
+                _step_kept(hidden, gates, at, products, i, h, b, c, b, output, at, cells, at)
+            else:
+                _step(hidden, gates, at, products, i, h, b, c, b, output, at)
 
 
 @compiled
@@ -156,20 +126,23 @@ def backward(
     """
     steps, hidden = len(counts), d_h.shape[1]
     products = np.empty((len(order), by.shape[0] * by.shape[2]), d_h.dtype)
-    tanh_c = np.empty(hidden, d_h.dtype)
     for step in range(steps):
         t = step if reverse else steps - 1 - step
         earlier = t + 1 if reverse else t - 1
         begin, count = offsets[t], counts[t]
         for i in range(count):
             b = order[i]
-            place = begin + b
+            at = begin + b
             before = came_from(offsets, order, counts, resets, t, earlier, i)
-            add(d_h, b, d_output, place)
             if before < 0:
-                _step_back(gates, place, cells, c0, b, tanh_c, d_h, d_c, b, d_gates)
+                _step_back(
+                    hidden, d_output, at, gates, at, cells, at, c0, b, d_h, b, d_c, b, d_gates, at
+                )
             else:
-                _step_back(gates, place, cells, cells, before, tanh_c, d_h, d_c, b, d_gates)
+                _step_back(
+                    hidden, d_output, at, gates, at, cells, at, cells, before, d_h, b, d_c, b,
+                    d_gates, at,
+                )  # fmt: skip
         product(products, d_gates, begin, order, count, 0, by)
         for i in range(count):
             copy(d_h, order[i], products, i)

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from fastrnn_numba.compiled import compiled
-from fastrnn_numba.tile import PANELS, ROWS, VECTOR, VECTORS, four_rows, one_long_row, one_row
+from fastrnn_numba.tile import PANELS, ROWS, VECTORS, four_rows, one_long_row, one_row
+from fastrnn_numba.vectors import BYTES
 
 BLOCK = 16
 """Columns of W that are turned over at once."""
@@ -16,7 +17,7 @@ BLOCK = 16
 @compiled
 def _width(weight: Any) -> int:
     """Columns of a panel."""
-    return int(VECTORS * (VECTOR // weight.itemsize))
+    return int(VECTORS * (BYTES // weight.itemsize))
 
 
 @compiled

@@ -39,6 +39,11 @@ class Steps:
         lengths: (B,) int64 of padded rows, or None.
         mask: (T, B) bool, where padded rows start over, or None.
         batch_sizes: (T,) int64 of a PackedSequence, or None of padded rows.
+        counts: (T,), how many rows each step has.
+        order: (B,), the rows.
+        offsets: (T,), where each step begins.
+        resets: (T, B) bool, or (0, 0) if no row starts over.
+        has_gaps: whether there are places that no row has a step at.
     """
 
     def __init__(
@@ -47,40 +52,18 @@ class Steps:
     ) -> None:  # fmt: skip
         self.seq_len, self.batch = seq_len, batch
         self.lengths, self.mask, self.batch_sizes = lengths, mask, batch_sizes
-
-    @cached_property
-    def counts(self) -> Any:
-        """How many rows each step has, (T,)."""
-        if self.batch_sizes is not None:
-            return self.batch_sizes.numpy()
-        if self.lengths is None:
-            return np.full(self.seq_len, self.batch)
-        ended = np.searchsorted(np.sort(self.lengths.numpy()), np.arange(self.seq_len), "right")
-        return self.batch - ended
-
-    @cached_property
-    def order(self) -> Any:
-        """The rows, (B,)."""
-        if self.lengths is None:
-            return np.arange(self.batch)
-        return np.argsort(-self.lengths.numpy(), kind="stable")
-
-    @cached_property
-    def offsets(self) -> Any:
-        """Where each step begins, (T,)."""
-        if self.batch_sizes is None:
-            return np.arange(self.seq_len) * self.batch
-        return np.cumsum(self.counts) - self.counts
-
-    @cached_property
-    def resets(self) -> Any:
-        """(T, B) bool, or (0, 0) if no row starts over."""
-        return NEVER if self.mask is None else self.mask.contiguous().numpy()
-
-    @cached_property
-    def has_gaps(self) -> bool:
-        """Whether there are places that no row has a step at."""
-        return self.lengths is not None and bool(self.counts[-1] < self.batch)
+        self.order = np.arange(batch)
+        self.offsets = np.arange(seq_len) * batch
+        self.counts: Any = np.full(seq_len, batch)
+        if batch_sizes is not None:
+            self.counts = batch_sizes.numpy()
+            self.offsets = np.cumsum(self.counts) - self.counts
+        if lengths is not None:
+            own = lengths.numpy()
+            self.order = np.argsort(-own, kind="stable")
+            self.counts = batch - np.searchsorted(np.sort(own), np.arange(seq_len), "right")
+        self.has_gaps = lengths is not None and bool(self.counts[-1] < batch)
+        self.resets = NEVER if mask is None else mask.contiguous().numpy()
 
     @cached_property
     def gaps(self) -> Tensor:

@@ -13,12 +13,12 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from fastrnn_numba.vectors import BYTES
+
 ROWS = 4
 """Of a tile that has several."""
 PANELS = 4
 """Of a tile of one row that has several: as many sums."""
-VECTOR = 64
-"""Bytes of a vector: one register of AVX-512, or two of AVX2, four of NEON."""
 VECTORS = 2 if binding.get_host_cpu_features().get("avx512f") else 1
 """Of a row of a tile: with `ROWS`, as many registers as hide how long a multiply-add takes, and no
 more than there are."""
@@ -58,7 +58,7 @@ def _tile_of(rows: int, side_by_side: int) -> Any:
             into, row, column, of, *numbers, k_begin, panels, panel = arguments
             kind = context.get_value_type(signature.args[0].dtype)
             size = context.get_abi_sizeof(kind)
-            lanes = VECTOR // size
+            lanes = BYTES // size
             width = lanes * VECTORS
             vector = ir.VectorType(kind, lanes)
 

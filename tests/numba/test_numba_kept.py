@@ -52,6 +52,6 @@ def test_a_change_of_any_file_is_seen(tmp_path: Path) -> None:
     assert (value > 0.1, hits) == (True, 0)
     assert run() == (value, 1)
     points = copy / "points.py"
-    points.write_text(points.read_text().replace("_tanh_single if", "_sigmoid_single if"))
+    points.write_text(points.read_text().replace("m / (m + 2)", "m / (m + 3)"))
     changed, hits = run()
     assert (changed != value, hits) == (True, 0)
