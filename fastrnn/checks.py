@@ -109,18 +109,19 @@ def check_tensors(
     """What ATen checks before its own loops, for backends that are not ATen's."""
     if seq_len == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    autocast = torch.is_autocast_enabled(input.device.type)
+    device, dtype = input.device, input.dtype
+    autocast = torch.is_autocast_enabled(device.type)
     for name, tensors in (("hidden", states), ("parameter", weights)):
         for tensor in tensors:
-            if tensor.device != input.device:
+            if tensor.device != device:
                 raise RuntimeError(
                     f"Input and {name} tensors are not at the same device, found input tensor at "
-                    f"{input.device} and {name} tensor at {tensor.device}"
+                    f"{device} and {name} tensor at {tensor.device}"
                 )
-            if tensor.dtype != input.dtype and not autocast:
+            if tensor.dtype != dtype and not autocast:
                 raise RuntimeError(
                     f"Input and {name} tensors are not the same dtype, found input tensor with "
-                    f"{input.dtype} and {name} tensor with {tensor.dtype}"
+                    f"{dtype} and {name} tensor with {tensor.dtype}"
                 )
 
 

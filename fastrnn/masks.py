@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,9 +75,7 @@ def as_lengths(
             raise TypeError(f"lengths should hold ints, got: {type(value).__name__}")
     if len(values) != batch:
         raise ValueError(f"lengths: got {len(values)}, expected {batch}, one for each row")
-    for row, value in enumerate(values):
-        if not 0 <= value <= steps:
-            raise ValueError(f"lengths: got {value} for row {row}, expected 0 to T, {steps}")
+    _check_values(values, steps)
     return torch.tensor(values, dtype=torch.int64).to(device, non_blocking=True)
 
 
@@ -95,11 +94,14 @@ def _lengths_of_tensor(
     lengths = lengths.to(torch.int64)
     if lengths.device.type != "cpu" or torch.compiler.is_compiling() or is_batched(lengths):
         return lengths.to(device).clamp(0, steps)
-    wrong = (lengths < 0) | (lengths > steps)
-    if wrong.any():
-        row = int(wrong.nonzero()[0])
-        raise ValueError(f"lengths: got {lengths[row]} for row {row}, expected 0 to T, {steps}")
+    _check_values(lengths.tolist(), steps)
     return lengths.to(device)
+
+
+def _check_values(values: Sequence[Any], steps: int) -> None:
+    if values and (min(values) < 0 or max(values) > steps):
+        row, value = next(each for each in enumerate(values) if not 0 <= each[1] <= steps)
+        raise ValueError(f"lengths: got {value} for row {row}, expected 0 to T, {steps}")
 
 
 def _is_integer(value: object) -> bool:

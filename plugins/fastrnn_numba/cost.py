@@ -97,7 +97,7 @@ def packs(request: Request, idle: float) -> bool:
 
 def _idle(request: Request, idle: float) -> float:
     products = (3 if request.needs_grad else 1) * request.directions
-    a_step = cpu_input_product(request._replace(threads=1))
+    a_step = cpu_input_product(request) * max(request.threads, 1)
     return products * a_step * idle / max(rows(request), 1)
 
 

@@ -10,7 +10,7 @@ import torch
 from fastrnn import unrolled
 from fastrnn.backend import Layer
 from fastrnn.cell import cell_of
-from fastrnn.direction import Weights, are_many, differentiable, projected, sums, unrecorded
+from fastrnn.direction import Weights, are_many, differentiable, sums, unrecorded
 from fastrnn_numba import loops
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def run(
     if save:
         return _apply(how, x, hx[0], hx[1] if len(hx) > 1 else None, *weights)
     with unrecorded():
-        made = loops.forward(how, projected(how.cell, x, weights), hx, weights, save=False)
+        made = loops.forward(how, x, hx, weights, save=False)
     return (made.output, *made.final)
 
 
@@ -61,7 +61,7 @@ class _Direction(torch.autograd.Function):
         own = Weights(*weights)  # type: ignore[arg-type] # the first two are never None
         hx = (h0,) if c0 is None else (h0, c0)
         with unrecorded():
-            made = loops.forward(how, projected(how.cell, x, own), hx, own, save=True)
+            made = loops.forward(how, x, hx, own, save=True)
         ctx.save_for_backward(x, h0, c0, *own, made.output, *made.saved)
         ctx.how = how
         ctx.set_materialize_grads(False)

@@ -23,19 +23,19 @@ TANH, RELU, SIGMOID = 0, 1, 2
 
 
 @over_units
-def _tanh(gates_x: Row, a: Row, h: Row, output: Row) -> None:
-    h[0] = output[0] = tanh(gates_x[0] + a[0])
+def _tanh(inputs: Row, bias: Row, a: Row, h: Row, output: Row) -> None:
+    h[0] = output[0] = tanh(inputs[0] + bias[0] + a[0])
 
 
 @over_units
-def _relu(gates_x: Row, a: Row, h: Row, output: Row) -> None:
-    both = gates_x[0] + a[0]
+def _relu(inputs: Row, bias: Row, a: Row, h: Row, output: Row) -> None:
+    both = inputs[0] + bias[0] + a[0]
     h[0] = output[0] = both.same(0).where(both.is_at_most(0), both)  # NaN stays
 
 
 @over_units
-def _sigmoid(gates_x: Row, a: Row, h: Row, output: Row) -> None:
-    h[0] = output[0] = sigmoid(gates_x[0] + a[0])
+def _sigmoid(inputs: Row, bias: Row, a: Row, h: Row, output: Row) -> None:
+    h[0] = output[0] = sigmoid(inputs[0] + bias[0] + a[0])
 
 
 @over_units
@@ -57,14 +57,16 @@ def _sigmoid_back(d_output: Row, d_h: Row, h: Row, d_a: Row) -> None:
 
 @compiled
 def forward(
-    activation: int, gates_x: Any, by: Any, h: Any, h0: Any, offsets: Any, order: Any, counts: Any,
-    resets: Any, reverse: bool, output: Any,
+    activation: int, inputs: Any, by_x: Any, bias: Any, by: Any, h: Any, h0: Any, offsets: Any,
+    order: Any, counts: Any, resets: Any, reverse: bool, output: Any,
 ) -> None:  # fmt: skip
     """All steps of some rows.
 
     Args:
         activation: one of the three above.
-        gates_x: (N, H), W_ih x + b.
+        inputs: (N, I), x; or (N, H), W_ih x.
+        by_x: `panels_turned` of W_ih; or none.
+        bias: (1, H), added to either.
         by: `panels_turned` of W_hh.
         h: (B, H), h0; written over with the last of each row.
         h0: (B, H), what rows start over from.
@@ -77,21 +79,24 @@ def forward(
     """
     steps, hidden = len(counts), h.shape[1]
     products = np.empty((len(order), by.shape[0] * by.shape[2]), h.dtype)
+    of_x = np.empty((len(order), by_x.shape[0] * by_x.shape[2]), h.dtype)
     for step in range(steps):
         t = steps - 1 - step if reverse else step
         begin, count = offsets[t], counts[t]
         if len(resets) > 0:
             start_over(h, h0, order[:count], resets, t)
+        product(of_x, inputs, begin, order, count, 0, by_x)
         product(products, h, 0, order, count, 0, by)
         for i in range(count):
             b = order[i]
             at = begin + b
+            own, row = (of_x, i) if len(by_x) > 0 else (inputs, at)
             if activation == TANH:
-                _tanh(hidden, gates_x, at, products, i, h, b, output, at)
+                _tanh(hidden, own, row, bias, 0, products, i, h, b, output, at)
             elif activation == RELU:
-                _relu(hidden, gates_x, at, products, i, h, b, output, at)
+                _relu(hidden, own, row, bias, 0, products, i, h, b, output, at)
             else:
-                _sigmoid(hidden, gates_x, at, products, i, h, b, output, at)
+                _sigmoid(hidden, own, row, bias, 0, products, i, h, b, output, at)
 
 
 @compiled

@@ -23,24 +23,26 @@ if TYPE_CHECKING:
     from fastrnn_numba.vectors import Numbers, Row
 
 
-def _new(gates: Row, a: Row, bias: Row, h: Row, output: Row) -> tuple[Numbers, ...]:
-    """r, z, n, m; a is W_hh h(t-1), h is written over."""
-    r, z = (sigmoid(gates[k] + a[k]) for k in range(2))
+def _new(inputs: Row, bias_x: Row, a: Row, bias: Row, h: Row, output: Row) -> tuple[Numbers, ...]:
+    """r, z, n, m; inputs are W_ih x(t), a is W_hh h(t-1), h is written over."""
+    r, z = (sigmoid(inputs[k] + bias_x[k] + a[k]) for k in range(2))
     m = a[2] + bias[0]
-    n = tanh(gates[2] + r * m)
+    n = tanh(inputs[2] + bias_x[2] + r * m)
     h[0] = output[0] = n + z * (h[0] - n)
     return r, z, n, m
 
 
 @over_units
-def _step(gates: Row, a: Row, bias: Row, h: Row, output: Row) -> None:
-    _new(gates, a, bias, h, output)
+def _step(inputs: Row, bias_x: Row, a: Row, bias: Row, h: Row, output: Row) -> None:
+    _new(inputs, bias_x, a, bias, h, output)
 
 
 @over_units
-def _step_kept(gates: Row, a: Row, bias: Row, h: Row, output: Row, m: Row) -> None:
+def _step_kept(
+    inputs: Row, bias_x: Row, a: Row, bias: Row, h: Row, output: Row, gates: Row, m: Row
+) -> None:
     """For the way back."""
-    gates[0], gates[1], gates[2], m[0] = _new(gates, a, bias, h, output)
+    gates[0], gates[1], gates[2], m[0] = _new(inputs, bias_x, a, bias, h, output)
 
 
 @over_units
@@ -59,13 +61,15 @@ def _step_back(d_output: Row, gates: Row, m: Row, before: Row, d_h: Row, d_gates
 
 @compiled
 def forward(
-    gates: Any, by: Any, bias: Any, h: Any, h0: Any, offsets: Any, order: Any, counts: Any,
-    resets: Any, reverse: bool, output: Any, m: Any,
+    inputs: Any, by_x: Any, bias_x: Any, by: Any, bias: Any, h: Any, h0: Any, offsets: Any,
+    order: Any, counts: Any, resets: Any, reverse: bool, output: Any, gates: Any, m: Any,
 ) -> None:  # fmt: skip
     """All steps of some rows.
 
     Args:
-        gates: (N, 3H), W_ih x + b, of n without b_hn; written over with r, z, n where m is.
+        inputs: (N, I), x; or (N, 3H), W_ih x.
+        by_x: `panels_turned` of W_ih; or none.
+        bias_x: (1, 3H), added to either, without b_hn.
         by: `panels_turned` of W_hh.
         bias: (1, H), b_hn.
         h: (B, H), h0; written over with the last of each row.
@@ -76,23 +80,30 @@ def forward(
         resets: likewise.
         reverse: whether time runs backwards.
         output: (N, H), written.
-        m: (N, H), written; (0, H) if of no use.
+        gates: (N, 3H), written with r, z, n, and may be `inputs`; (0, 3H) if of no use.
+        m: (N, H), written; (0, H) likewise.
     """
     steps, hidden = len(counts), h.shape[1]
     products = np.empty((len(order), by.shape[0] * by.shape[2]), h.dtype)
+    of_x = np.empty((len(order), by_x.shape[0] * by_x.shape[2]), h.dtype)
     for step in range(steps):
         t = steps - 1 - step if reverse else step
         begin, count = offsets[t], counts[t]
         if len(resets) > 0:
             start_over(h, h0, order[:count], resets, t)
+        product(of_x, inputs, begin, order, count, 0, by_x)
         product(products, h, 0, order, count, 0, by)
         for i in range(count):
             b = order[i]
             at = begin + b
+            own, row = (of_x, i) if len(by_x) > 0 else (inputs, at)
             if len(m) > 0:
-                _step_kept(hidden, gates, at, products, i, bias, 0, h, b, output, at, m, at)
+                _step_kept(
+                    hidden, own, row, bias_x, 0, products, i, bias, 0, h, b, output, at, gates, at,
+                    m, at,
+                )  # fmt: skip
             else:
-                _step(hidden, gates, at, products, i, bias, 0, h, b, output, at)
+                _step(hidden, own, row, bias_x, 0, products, i, bias, 0, h, b, output, at)
 
 
 @compiled

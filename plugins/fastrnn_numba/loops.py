@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 
 from fastrnn_numba import along, elman, gru, lstm, products
@@ -28,6 +29,11 @@ ACTIVATIONS = {
     "rnn_relu": elman.RELU,
     "rnn_sigmoid": elman.SIGMOID,
 }
+CACHED = 2**19
+"""Bytes of W_ih that a cache has beside as many of W_hh."""
+FEW, LITTLE = 4, 2**20
+"""Rows below which a product has no more than one of a step at a time, and multiply-adds of all
+steps below which even that takes less time than an operation of torch."""
 
 
 class Made(NamedTuple):
@@ -54,31 +60,51 @@ class Gradients(NamedTuple):
     """(B, H)"""
 
 
-def forward(
-    how: How, gates_x: Tensor, hx: Sequence[Tensor], weights: Weights, *, save: bool
-) -> Made:
-    """All steps; gates_x, (N, K*H), is written over."""
+def forward(how: How, x: Tensor, hx: Sequence[Tensor], weights: Weights, *, save: bool) -> Made:
+    """All steps; x is (N, I)."""
     steps, hidden = how.steps, hx[0].shape[1]
-    by = products.panels_turned(_array(weights.hh))
     initial = [_array(state) for state in hx]
     states = [state.copy() for state in initial]
     final = tuple(torch.from_numpy(state) for state in states)
-    output = steps.new(gates_x, hidden)
-    kept = gates_x.new_empty(len(output) if save else 0, hidden)
-    if how.cell == "lstm":
-        before: tuple[Any, ...] = (_array(gates_x), by, *states, *initial)
-        _each(how, lstm.forward, before, (_array(output), _array(kept)))
-        return Made(output, final, (kept, gates_x) if save else ())
+    output = steps.new(x, hidden)
+    bias, bias_hn = _biases(how.cell, weights, initial[0].dtype)
+    kept = x.new_empty(len(x) if save else 0, hidden)
+    if _is_small(how, x, weights.ih):
+        inputs, by_x = x, products.panels_turned(_array(weights.ih))
+        gates = x.new_empty(len(kept), len(weights.ih))
+    else:
+        inputs, by_x = x @ weights.ih.mT, np.empty((0, 0, 0), bias.dtype)
+        gates = inputs
+    by = products.panels_turned(_array(weights.hh))
+    before: tuple[Any, ...] = (_array(inputs), by_x, bias, by, *states, *initial)
+    if how.cell in ACTIVATIONS:
+        _each(how, elman.forward, (ACTIVATIONS[how.cell], *before), (_array(output),))
+        return Made(output, final, ())
+    after = _array(output), _array(gates), _array(kept)
     if how.cell == "gru":
-        bias = hx[0].new_zeros(1, hidden)
-        if weights.bias_hh is not None:
-            bias = weights.bias_hh[2 * hidden :].unsqueeze(0)
-        before = (_array(gates_x), by, _array(bias), *states, *initial)
-        _each(how, gru.forward, before, (_array(output), _array(kept)))
-        return Made(output, final, (kept, gates_x) if save else ())
-    before = (ACTIVATIONS[how.cell], _array(gates_x), by, *states, *initial)
-    _each(how, elman.forward, before, (_array(output),))
-    return Made(output, final, ())
+        before = (*before[:4], bias_hn, *before[4:])
+        _each(how, gru.forward, before, after)
+    else:
+        _each(how, lstm.forward, before, after)
+    return Made(output, final, (kept, gates) if save else ())
+
+
+def _biases(cell: str, weights: Weights, dtype: Any) -> tuple[Any, Any]:
+    """What is added to W_ih x, (1, K*H), and of a GRU b_hn, (1, H)."""
+    number, hidden = weights.hh.shape
+    if weights.bias_ih is None or weights.bias_hh is None:
+        return np.zeros((1, number), dtype), np.zeros((1, hidden), dtype)
+    both, of_h = _array(weights.bias_ih).copy(), _array(weights.bias_hh)
+    common = number - hidden if cell == "gru" else number
+    both[:common] += of_h[:common]
+    return both[None], of_h[None, common:]
+
+
+def _is_small(how: How, x: Tensor, weight: Tensor) -> bool:
+    """Whether W_ih x is better formed in the loop, where W_ih stays in cache for all steps."""
+    if weight.numel() * weight.itemsize > CACHED:
+        return False
+    return how.steps.batch >= FEW or len(x) * weight.numel() < LITTLE
 
 
 def backward(

@@ -23,24 +23,26 @@ if TYPE_CHECKING:
     from fastrnn_numba.vectors import Numbers, Row
 
 
-def _new(gates: Row, a: Row, h: Row, c: Row, output: Row) -> tuple[Numbers, ...]:
-    """The gates; a is W_hh h(t-1), h and c are written over."""
-    i, f, o = (sigmoid(gates[k] + a[k]) for k in (0, 1, 3))
-    g = tanh(gates[2] + a[2])
+def _new(inputs: Row, bias: Row, a: Row, h: Row, c: Row, output: Row) -> tuple[Numbers, ...]:
+    """The gates; inputs are W_ih x(t), a is W_hh h(t-1), h and c are written over."""
+    i, f, o = (sigmoid(inputs[k] + bias[k] + a[k]) for k in (0, 1, 3))
+    g = tanh(inputs[2] + bias[2] + a[2])
     c[0] = f * c[0] + i * g
     h[0] = output[0] = o * tanh(c[0])
     return i, f, g, o
 
 
 @over_units
-def _step(gates: Row, a: Row, h: Row, c: Row, output: Row) -> None:
-    _new(gates, a, h, c, output)
+def _step(inputs: Row, bias: Row, a: Row, h: Row, c: Row, output: Row) -> None:
+    _new(inputs, bias, a, h, c, output)
 
 
 @over_units
-def _step_kept(gates: Row, a: Row, h: Row, c: Row, output: Row, cells: Row) -> None:
+def _step_kept(
+    inputs: Row, bias: Row, a: Row, h: Row, c: Row, output: Row, gates: Row, cells: Row
+) -> None:
     """For the way back."""
-    gates[0], gates[1], gates[2], gates[3] = _new(gates, a, h, c, output)
+    gates[0], gates[1], gates[2], gates[3] = _new(inputs, bias, a, h, c, output)
     cells[0] = c[0]
 
 
@@ -61,13 +63,15 @@ def _step_back(
 
 @compiled
 def forward(
-    gates: Any, by: Any, h: Any, c: Any, h0: Any, c0: Any, offsets: Any, order: Any, counts: Any,
-    resets: Any, reverse: bool, output: Any, cells: Any,
+    inputs: Any, by_x: Any, bias: Any, by: Any, h: Any, c: Any, h0: Any, c0: Any, offsets: Any,
+    order: Any, counts: Any, resets: Any, reverse: bool, output: Any, gates: Any, cells: Any,
 ) -> None:  # fmt: skip
     """All steps of some rows.
 
     Args:
-        gates: (N, 4H), W_ih x + b; written over with the gates where cells are.
+        inputs: (N, I), x; or (N, 4H), W_ih x.
+        by_x: `panels_turned` of W_ih; or none.
+        bias: (1, 4H), added to either.
         by: `panels_turned` of W_hh.
         h: (B, H), h0; written over with the last of each row.
         c: (B, H), likewise.
@@ -79,24 +83,31 @@ def forward(
         resets: likewise.
         reverse: whether time runs backwards.
         output: (N, H), written.
-        cells: (N, H), written with c of each step; (0, H) if of no use.
+        gates: (N, 4H), written, and may be `inputs`; (0, 4H) if of no use.
+        cells: (N, H), written with c of each step; (0, H) likewise.
     """
     steps, hidden = len(counts), h.shape[1]
     products = np.empty((len(order), by.shape[0] * by.shape[2]), h.dtype)
+    of_x = np.empty((len(order), by_x.shape[0] * by_x.shape[2]), h.dtype)
     for step in range(steps):
         t = steps - 1 - step if reverse else step
         begin, count = offsets[t], counts[t]
         if len(resets) > 0:
             start_over(h, h0, order[:count], resets, t)
             start_over(c, c0, order[:count], resets, t)
+        product(of_x, inputs, begin, order, count, 0, by_x)
         product(products, h, 0, order, count, 0, by)
         for i in range(count):
             b = order[i]
             at = begin + b
+            own, row = (of_x, i) if len(by_x) > 0 else (inputs, at)
             if len(cells) > 0:
-                _step_kept(hidden, gates, at, products, i, h, b, c, b, output, at, cells, at)
+                _step_kept(
+                    hidden, own, row, bias, 0, products, i, h, b, c, b, output, at, gates, at,
+                    cells, at,
+                )  # fmt: skip
             else:
-                _step(hidden, gates, at, products, i, h, b, c, b, output, at)
+                _step(hidden, own, row, bias, 0, products, i, h, b, c, b, output, at)
 
 
 @compiled

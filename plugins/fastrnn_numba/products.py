@@ -8,10 +8,8 @@ import numpy as np
 
 from fastrnn_numba.compiled import compiled
 from fastrnn_numba.tile import PANELS, ROWS, VECTORS, four_rows, one_long_row, one_row
+from fastrnn_numba.turned import turned_square
 from fastrnn_numba.vectors import BYTES
-
-BLOCK = 16
-"""Columns of W that are turned over at once."""
 
 
 @compiled
@@ -41,14 +39,18 @@ def panels(weight: Any) -> Any:
 def panels_turned(weight: Any) -> Any:
     """The same of W^T, of (N, K)."""
     columns, length = weight.shape
-    width = _width(weight)
+    width, side = _width(weight), BYTES // weight.itemsize
     made = np.zeros((-(-columns // width), length, width), weight.dtype)
-    for p in range(len(made)):
-        begin, own = p * width, min(width, columns - p * width)
-        for first in range(0, length, BLOCK):  # so that lines are read while they are in cache
-            for n in range(own):
-                for k in range(first, min(first + BLOCK, length)):
-                    made[p, k, n] = weight[begin + n, k]
+    for first in range(0, columns, side):
+        p, at = first // width, first % width
+        own, whole = min(side, columns - first), 0
+        if own == side:
+            whole = length - length % side
+            for k in range(0, whole, side):
+                turned_square(made, p, k, at, weight, first)
+        for n in range(own):
+            for k in range(whole, length):
+                made[p, k, at + n] = weight[first + n, k]
     return made
 
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from fastrnn_numba.compiled import compiled
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -59,9 +61,7 @@ class Steps:
             self.counts = batch_sizes.numpy()
             self.offsets = np.cumsum(self.counts) - self.counts
         if lengths is not None:
-            own = lengths.numpy()
-            self.order = np.argsort(-own, kind="stable")
-            self.counts = batch - np.searchsorted(np.sort(own), np.arange(seq_len), "right")
+            self.order, self.counts = _going_on(lengths.contiguous().numpy(), seq_len)
         self.has_gaps = lengths is not None and bool(self.counts[-1] < batch)
         self.resets = NEVER if mask is None else mask.contiguous().numpy()
 
@@ -90,3 +90,19 @@ class Steps:
             return [(self.order, self.counts)]
         orders = (np.ascontiguousarray(self.order[k::number]) for k in range(number))
         return [(own, (self.counts + number - 1 - k) // number) for k, own in enumerate(orders)]
+
+
+@compiled
+def _going_on(lengths: Any, seq_len: int) -> Any:
+    """`order` and `counts` of rows of these lengths; of equal ones the first stays first."""
+    begins = np.zeros(seq_len + 1, np.int64)
+    for length in lengths:
+        begins[length] += 1
+    longer = 0
+    for length in range(seq_len, -1, -1):
+        begins[length], longer = longer, longer + begins[length]
+    counts, order = begins[:seq_len].copy(), np.empty(len(lengths), np.int64)
+    for b in range(len(lengths)):
+        order[begins[lengths[b]]] = b
+        begins[lengths[b]] += 1
+    return order, counts
