@@ -80,8 +80,8 @@ def forward(
         resets: likewise.
         reverse: whether time runs backwards.
         output: (N, H), written.
-        gates: (N, 3H), written with r, z, n, and may be `inputs`; (0, 3H) if of no use.
-        m: (N, H), written; (0, H) likewise.
+        gates: (N, 3H), written with r, z, n, and may be `inputs`; (0, 0) if of no use.
+        m: (N, H), written; (0, 0) likewise.
     """
     steps, hidden = len(counts), h.shape[1]
     products = np.empty((len(order), by.shape[0] * by.shape[2]), h.dtype)

@@ -68,25 +68,27 @@ def forward(how: How, x: Tensor, hx: Sequence[Tensor], weights: Weights, *, save
     final = tuple(torch.from_numpy(state) for state in states)
     output = steps.new(x, hidden)
     bias, bias_hn = _biases(how.cell, weights, initial[0].dtype)
-    kept = x.new_empty(len(x) if save else 0, hidden)
+    inputs, by_x = x, np.empty((0, 0, 0), bias.dtype)
     if _is_small(how, x, weights.ih):
-        inputs, by_x = x, products.panels_turned(_array(weights.ih))
-        gates = x.new_empty(len(kept), len(weights.ih))
+        by_x = products.panels_turned(_array(weights.ih))
     else:
-        inputs, by_x = x @ weights.ih.mT, np.empty((0, 0, 0), bias.dtype)
-        gates = inputs
+        inputs = x @ weights.ih.mT
     by = products.panels_turned(_array(weights.hh))
     before: tuple[Any, ...] = (_array(inputs), by_x, bias, by, *states, *initial)
     if how.cell in ACTIVATIONS:
         _each(how, elman.forward, (ACTIVATIONS[how.cell], *before), (_array(output),))
         return Made(output, final, ())
-    after = _array(output), _array(gates), _array(kept)
+    loop = lstm.forward
     if how.cell == "gru":
-        before = (*before[:4], bias_hn, *before[4:])
-        _each(how, gru.forward, before, after)
-    else:
-        _each(how, lstm.forward, before, after)
-    return Made(output, final, (kept, gates) if save else ())
+        loop, before = gru.forward, (*before[:4], bias_hn, *before[4:])
+    if not save:
+        nothing = np.empty((0, 0), bias.dtype)
+        _each(how, loop, before, (_array(output), nothing, nothing))
+        return Made(output, final, ())
+    gates = x.new_empty(x.shape[0], bias.shape[1]) if inputs is x else inputs
+    kept = x.new_empty(x.shape[0], hidden)
+    _each(how, loop, before, (_array(output), _array(gates), _array(kept)))
+    return Made(output, final, (kept, gates))
 
 
 def _biases(cell: str, weights: Weights, dtype: Any) -> tuple[Any, Any]:
@@ -104,7 +106,7 @@ def _is_small(how: How, x: Tensor, weight: Tensor) -> bool:
     """Whether W_ih x is better formed in the loop, where W_ih stays in cache for all steps."""
     if weight.numel() * weight.itemsize > CACHED:
         return False
-    return how.steps.batch >= FEW or len(x) * weight.numel() < LITTLE
+    return how.steps.batch >= FEW or x.shape[0] * weight.numel() < LITTLE
 
 
 def backward(

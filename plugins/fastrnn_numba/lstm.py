@@ -83,8 +83,8 @@ def forward(
         resets: likewise.
         reverse: whether time runs backwards.
         output: (N, H), written.
-        gates: (N, 4H), written, and may be `inputs`; (0, 4H) if of no use.
-        cells: (N, H), written with c of each step; (0, H) likewise.
+        gates: (N, 4H), written, and may be `inputs`; (0, 0) if of no use.
+        cells: (N, H), written with c of each step; (0, 0) likewise.
     """
     steps, hidden = len(counts), h.shape[1]
     products = np.empty((len(order), by.shape[0] * by.shape[2]), h.dtype)

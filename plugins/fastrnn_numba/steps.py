@@ -7,7 +7,7 @@ direction of time, and whether it has the one before is a look at that one's cou
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -54,9 +54,7 @@ class Steps:
     ) -> None:  # fmt: skip
         self.seq_len, self.batch = seq_len, batch
         self.lengths, self.mask, self.batch_sizes = lengths, mask, batch_sizes
-        self.order = np.arange(batch)
-        self.offsets = np.arange(seq_len) * batch
-        self.counts: Any = np.full(seq_len, batch)
+        self.order, self.counts, self.offsets = _equal(seq_len, batch)
         if batch_sizes is not None:
             self.counts = batch_sizes.numpy()
             self.offsets = np.cumsum(self.counts) - self.counts
@@ -74,7 +72,7 @@ class Steps:
     def new(self, like: Tensor, width: int) -> Tensor:
         """(N, width), as many places as `like`: to be written where rows have a step, else 0."""
         make = like.new_zeros if self.has_gaps else like.new_empty
-        return make(len(like), width)
+        return make(like.shape[0], width)
 
     @cached_property
     def in_rows(self) -> InRows | None:
@@ -90,6 +88,12 @@ class Steps:
             return [(self.order, self.counts)]
         orders = (np.ascontiguousarray(self.order[k::number]) for k in range(number))
         return [(own, (self.counts + number - 1 - k) // number) for k, own in enumerate(orders)]
+
+
+@lru_cache(maxsize=8)
+def _equal(seq_len: int, batch: int) -> tuple[Any, Any, Any]:
+    """`order`, `counts` and `offsets` of rows of one length, which nobody writes."""
+    return np.arange(batch), np.full(seq_len, batch), np.arange(seq_len) * batch
 
 
 @compiled
