@@ -91,11 +91,12 @@ def _lengths_of_tensor(
         raise ValueError(
             f"lengths: got shape {tuple(lengths.shape)}, expected ({batch},), one for each row"
         )
-    lengths = lengths.to(torch.int64)
+    if dtype != torch.int64:
+        lengths = lengths.to(torch.int64)
     if lengths.device.type != "cpu" or torch.compiler.is_compiling() or is_batched(lengths):
         return lengths.to(device).clamp(0, steps)
     _check_values(lengths.tolist(), steps)
-    return lengths.to(device)
+    return lengths if device.type == "cpu" else lengths.to(device)
 
 
 def _check_values(values: Sequence[Any], steps: int) -> None:

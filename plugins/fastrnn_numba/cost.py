@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fastrnn.request import Cost
 from fastrnn.roofline import (
+    PACKING,
     cpu_input_product,
     cpu_product,
     cpu_step,
@@ -92,7 +93,8 @@ def packs(request: Request, idle: float) -> bool:
 
     Those take no steps either way, but a part in the products around the loops.
     """
-    return _idle(request, idle) > packing(request)
+    more = _idle(request, idle)
+    return more > PACKING and more > packing(request)
 
 
 def _idle(request: Request, idle: float) -> float:
