@@ -100,18 +100,6 @@ def stack(call: StackCall, x: Tensor, run_one: RunOne) -> tuple[Tensor, ...]:
     return x, *(torch.stack(each) for each in zip(*states, strict=True))
 
 
-def projected(cell: str, x: Tensor, weights: Weights) -> Tensor:
-    """W_ih x + b_ih + b_hh, (N, K*H); of a GRU's n without b_hh, which r multiplies."""
-    weight, bias = weights.ih.mT, weights.bias_ih
-    if bias is None or weights.bias_hh is None:
-        return x @ weight
-    both = weights.bias_hh
-    if cell == "gru":
-        both = both.clone()
-        both[2 * len(both) // 3 :] = 0
-    return torch.addmm(bias + both, x, weight)
-
-
 def sums(x: Tensor, own: Weights, of_x: Tensor, of_h: Tensor, needed: Sequence[bool]) -> Sums:
     """The gradients of x, W_ih and the biases, each in one product over all steps.
 

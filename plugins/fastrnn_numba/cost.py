@@ -44,10 +44,10 @@ class Loop(NamedTuple):
     """Bytes of W_hh a second, each way."""
 
 
-ELMAN = Loop(75e-6, 200e-6, 0.05e-6, 0.6e-9, 1.4e-9, 0.95, 1.35, 4e9)
+ELMAN = Loop(35e-6, 150e-6, 0.02e-6, 0.1e-9, 0.8e-9, 0.95, 1.0, 6e9)
 LOOPS = {
-    "lstm": Loop(30e-6, 80e-6, 0.3e-6, 2.1e-9, 1.5e-9, 0.5, 1.0, 2e9),
-    "gru": Loop(100e-6, 200e-6, 0.5e-6, 1.6e-9, 4.7e-9, 0.9, 0.9, 4e9),
+    "lstm": Loop(20e-6, 20e-6, 0.1e-6, 1.9e-9, 0.1e-9, 0.48, 0.5, 3.5e9),
+    "gru": Loop(45e-6, 170e-6, 0.1e-6, 0.1e-9, 4.1e-9, 0.8, 0.7, 3e9),
 }
 UNEQUAL_LSTM = 0.8
 """That share of an LSTM's forward alone where rows have different lengths: what it is compared with
@@ -62,6 +62,11 @@ those of torch's products wait for the next by spinning, on the same cores."""
 ALONE, WAITS_ALONE = 1.3, 1.7
 """How much longer a product takes, and how much longer it waits for memory, compared with others'
 that several threads share."""
+CACHED = 2**19
+"""Bytes of W_ih that a cache has beside as many of W_hh."""
+LITTLE = 2**20
+"""Multiply-adds of all steps below which W_ih x takes less time than an operation of torch, even if
+a step has fewer rows than a tile."""
 MARGIN = 1.05
 """Where the estimates are close, torch's path keeps the call: `auto` must not lose to it."""
 
@@ -97,10 +102,25 @@ def packs(request: Request, idle: float) -> bool:
     return more > PACKING and more > packing(request)
 
 
+def forms_inputs(weights: int, size: int, batch: int, places: int) -> bool:
+    """Whether W_ih x is better formed in the loop, where W_ih stays in cache for all steps.
+
+    Args:
+        weights: elements of W_ih.
+        size: bytes of one.
+        batch: B.
+        places: N.
+    """
+    return weights * size <= CACHED and (batch >= PART or places * weights < LITTLE)
+
+
 def _idle(request: Request, idle: float) -> float:
-    products = (3 if request.needs_grad else 1) * request.directions
+    weights = request.gates * request.hidden_size * request.input_size
+    places = round(steps(request) / request.num_layers * rows(request))
+    within = forms_inputs(weights, request.dtype.itemsize, rows(request), places)
+    products = (2 if request.needs_grad else 0) + (0 if within else 1)
     a_step = cpu_input_product(request) * max(request.threads, 1)
-    return products * a_step * idle / max(rows(request), 1)
+    return products * request.directions * a_step * idle / max(rows(request), 1)
 
 
 def _work(request: Request) -> float:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from fastrnn_numba import along, elman, gru, lstm, products
+from fastrnn_numba import along, cost, elman, gru, lstm, products
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,11 +29,6 @@ ACTIVATIONS = {
     "rnn_relu": elman.RELU,
     "rnn_sigmoid": elman.SIGMOID,
 }
-CACHED = 2**19
-"""Bytes of W_ih that a cache has beside as many of W_hh."""
-FEW, LITTLE = 4, 2**20
-"""Rows below which a product has no more than one of a step at a time, and multiply-adds of all
-steps below which even that takes less time than an operation of torch."""
 
 
 class Made(NamedTuple):
@@ -69,7 +64,7 @@ def forward(how: How, x: Tensor, hx: Sequence[Tensor], weights: Weights, *, save
     output = steps.new(x, hidden)
     bias, bias_hn = _biases(how.cell, weights, initial[0].dtype)
     inputs, by_x = x, np.empty((0, 0, 0), bias.dtype)
-    if _is_small(how, x, weights.ih):
+    if cost.forms_inputs(weights.ih.numel(), x.itemsize, steps.batch, x.shape[0]):
         by_x = products.panels_turned(_array(weights.ih))
     else:
         inputs = x @ weights.ih.mT
@@ -100,13 +95,6 @@ def _biases(cell: str, weights: Weights, dtype: Any) -> tuple[Any, Any]:
     common = number - hidden if cell == "gru" else number
     both[:common] += of_h[:common]
     return both[None], of_h[None, common:]
-
-
-def _is_small(how: How, x: Tensor, weight: Tensor) -> bool:
-    """Whether W_ih x is better formed in the loop, where W_ih stays in cache for all steps."""
-    if weight.numel() * weight.itemsize > CACHED:
-        return False
-    return how.steps.batch >= FEW or x.shape[0] * weight.numel() < LITTLE
 
 
 def backward(

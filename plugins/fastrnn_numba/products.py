@@ -7,7 +7,17 @@ from typing import Any
 import numpy as np
 
 from fastrnn_numba.compiled import compiled
-from fastrnn_numba.tile import PANELS, ROWS, VECTORS, four_rows, one_long_row, one_row
+from fastrnn_numba.tile import (
+    PANELS,
+    ROWS,
+    VECTORS,
+    four_rows,
+    one_long_row,
+    one_row,
+    three_rows,
+    two_long_rows,
+    two_rows,
+)
 from fastrnn_numba.turned import turned_square
 from fastrnn_numba.vectors import BYTES
 
@@ -67,17 +77,23 @@ def product(into: Any, of: Any, begin: int, order: Any, count: int, k_begin: int
         k_begin: column of `of`.
         by: W, (K, N), as `panels`.
     """
-    width, whole = by.shape[2], count - count % ROWS
-    for p in range(len(by)):
-        for i in range(0, whole, ROWS):
-            four_rows(
-                into, i, p * width, of, begin + order[i], begin + order[i + 1],
-                begin + order[i + 2], begin + order[i + 3], k_begin, by, p,
-            )  # fmt: skip
-    several = len(by) - len(by) % PANELS
-    for i in range(whole, count):
-        b = begin + order[i]
-        for p in range(0, several, PANELS):
-            one_long_row(into, i, p * width, of, b, b, b, b, k_begin, by, p)
-        for p in range(several, len(by)):
-            one_row(into, i, p * width, of, b, b, b, b, k_begin, by, p)
+    left = count % ROWS
+    whole = count - left
+    for first in range(0, len(by), PANELS):  # of which rows beyond whole tiles come to cached ones
+        end = min(first + PANELS, len(by))
+        for p in range(first, end):
+            for i in range(0, whole, ROWS):
+                four_rows(into, i, of, begin, order, k_begin, by, p)
+        if left == 3:
+            for p in range(first, end):
+                three_rows(into, whole, of, begin, order, k_begin, by, p)
+        elif left == 2:
+            for p in range(first, end - 1, 2):
+                two_long_rows(into, whole, of, begin, order, k_begin, by, p)
+            if (end - first) % 2:
+                two_rows(into, whole, of, begin, order, k_begin, by, end - 1)
+        elif left == 1 and end - first == PANELS:
+            one_long_row(into, whole, of, begin, order, k_begin, by, first)
+        elif left == 1:
+            for p in range(first, end):
+                one_row(into, whole, of, begin, order, k_begin, by, p)

@@ -31,31 +31,26 @@ def _tile_of(rows: int, side_by_side: int) -> Any:
 
     @intrinsic  # type: ignore[untyped-decorator] # Numba has no types
     def tile(
-        context: Any, into: Any, row: Any, column: Any, of: Any, first: Any, second: Any,
-        third: Any, fourth: Any, k_begin: Any, panels: Any, panel: Any,
+        context: Any, into: Any, row: Any, of: Any, begin: Any, order: Any, k_begin: Any,
+        panels: Any, panel: Any,
     ) -> Any:  # fmt: skip
-        """into(row + r, column + n) = sum over k of of(first ... fourth, k_begin + k) panels(k, n).
+        """into(row + r, n) = sum over k of of(begin + order(row + r), k_begin + k) panels(k, n).
 
         Args:
             context: Numba's.
-            into: (_, _), written.
-            row: of `into`.
-            column: of `into`.
+            into: (_, P * width), written.
+            row: the first in the tile.
             of: (_, _)
-            first: which row of `of` is the first one here,
-            second: and so on; if there is one row only, the others are not looked at.
-            third: likewise.
-            fourth: likewise.
+            begin: row of `of`.
+            order: (_,)
             k_begin: column of `of`.
             panels: (P, K, width)
             panel: the first of those in the tile.
         """
-        signature = types.void(
-            into, row, column, of, first, second, third, fourth, k_begin, panels, panel
-        )
+        signature = types.void(into, row, of, begin, order, k_begin, panels, panel)
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            into, row, column, of, *numbers, k_begin, panels, panel = arguments
+            into, row, of, begin, order, k_begin, panels, panel = arguments
             kind = context.get_value_type(signature.args[0].dtype)
             size = context.get_abi_sizeof(kind)
             lanes = BYTES // size
@@ -76,16 +71,20 @@ def _tile_of(rows: int, side_by_side: int) -> Any:
                 return builder.bitcast(place, vector.as_pointer())
 
             sums_data, (_, sums_stride) = matrix(0, into)
-            of_data, (_, of_stride) = matrix(3, of)
-            panels_data, (_, length, _) = matrix(9, panels)
+            of_data, (_, of_stride) = matrix(2, of)
+            order_data, _ = matrix(4, order)
+            panels_data, (_, length, _) = matrix(6, panels)
             whole = builder.mul(length, _index(width))
             weights = [
                 at(panels_data, builder.mul(builder.add(panel, _index(p)), whole))
                 for p in range(side_by_side)
             ]
+            numbers = [builder.load(at(order_data, row, _index(r))) for r in range(rows)]
             factors = [
-                at(of_data, builder.mul(number, of_stride), k_begin) for number in numbers[:rows]
+                at(of_data, builder.mul(builder.add(begin, number), of_stride), k_begin)
+                for number in numbers
             ]
+            column = builder.mul(panel, _index(width))
             zero = ir.Constant(vector, None)
             sums = [
                 [cgutils.alloca_once_value(builder, zero) for _ in range(VECTORS * side_by_side)]
@@ -122,5 +121,8 @@ def _tile_of(rows: int, side_by_side: int) -> Any:
 
 
 four_rows = _tile_of(ROWS, 1)
+three_rows = _tile_of(3, 1)
+two_rows = _tile_of(2, 1)
+two_long_rows = _tile_of(2, 2)
 one_row = _tile_of(1, 1)
 one_long_row = _tile_of(1, PANELS)

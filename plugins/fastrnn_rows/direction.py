@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fastrnn.direction import Weights, are_many, differentiable, projected, sums, unrecorded
+from fastrnn.direction import Weights, are_many, differentiable, sums, unrecorded
 from fastrnn_rows import elman, gru, laid_out, lstm, written_out
 
 if TYPE_CHECKING:
@@ -40,9 +40,21 @@ def _loop(
     cell: str, steps: Steps, x: Tensor, hx: tuple[Tensor, ...], weights: Weights, *, save: bool
 ) -> Made:
     with unrecorded():
-        gates_x, turned = projected(cell, x, weights), laid_out.forward(weights.hh, steps)
+        gates_x, turned = _projected(cell, x, weights), laid_out.forward(weights.hh, steps)
         forward: Callable[..., Made] = LOOPS[cell].forward
         return forward(cell, steps, gates_x, hx, turned, weights.bias_hh, save)
+
+
+def _projected(cell: str, x: Tensor, weights: Weights) -> Tensor:
+    """W_ih x + b_ih + b_hh, (N, K*H); of a GRU's n without b_hh, which r multiplies."""
+    weight, bias = weights.ih.mT, weights.bias_ih
+    if bias is None or weights.bias_hh is None:
+        return x @ weight
+    both = weights.bias_hh
+    if cell == "gru":
+        both = both.clone()
+        both[2 * len(both) // 3 :] = 0
+    return torch.addmm(bias + both, x, weight)
 
 
 class _Direction(torch.autograd.Function):
