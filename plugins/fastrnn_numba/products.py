@@ -8,10 +8,12 @@ import numpy as np
 
 from fastrnn_numba.compiled import compiled
 from fastrnn_numba.tile import (
+    MANY,
     PANELS,
     ROWS,
     VECTORS,
     four_rows,
+    many_rows,
     one_long_row,
     one_row,
     three_rows,
@@ -29,11 +31,21 @@ def _width(weight: Any) -> int:
 
 
 @compiled
+def _new(weight: Any, columns: int, length: int) -> Any:
+    """Panels of so many columns, each vector in a line of cache of its own."""
+    width = _width(weight)
+    number = -(-columns // width)
+    raw = np.empty(number * length * width + BYTES // weight.itemsize, weight.dtype)
+    begin = -raw.ctypes.data % BYTES // weight.itemsize
+    return raw[begin : begin + number * length * width].reshape(number, length, width)
+
+
+@compiled
 def panels(weight: Any) -> Any:
     """(K, N) as (P, K, width): side by side columns that a product takes at once; 0 past N."""
     length, columns = weight.shape
     width = _width(weight)
-    made = np.empty((-(-columns // width), length, width), weight.dtype)
+    made = _new(weight, columns, length)
     for p in range(len(made)):
         for k in range(length):
             if (p + 1) * width <= columns:
@@ -50,7 +62,9 @@ def panels_turned(weight: Any) -> Any:
     """The same of W^T, of (N, K)."""
     columns, length = weight.shape
     width, side = _width(weight), BYTES // weight.itemsize
-    made = np.zeros((-(-columns // width), length, width), weight.dtype)
+    made = _new(weight, columns, length)
+    if columns % width:
+        made[-1] = 0
     for first in range(0, columns, side):
         p, at = first // width, first % width
         own, whole = min(side, columns - first), 0
@@ -78,11 +92,13 @@ def product(into: Any, of: Any, begin: int, order: Any, count: int, k_begin: int
         by: W, (K, N), as `panels`.
     """
     left = count % ROWS
-    whole = count - left
+    whole, most = count - left, count - count % MANY
     for first in range(0, len(by), PANELS):  # of which rows beyond whole tiles come to cached ones
         end = min(first + PANELS, len(by))
         for p in range(first, end):
-            for i in range(0, whole, ROWS):
+            for i in range(0, most, MANY):
+                many_rows(into, i, of, begin, order, k_begin, by, p)
+            for i in range(most, whole, ROWS):
                 four_rows(into, i, of, begin, order, k_begin, by, p)
         if left == 3:
             for p in range(first, end):

@@ -19,9 +19,12 @@ ROWS = 4
 """Of a tile that has several."""
 PANELS = 4
 """Of a tile of one row that has several: as many sums."""
-VECTORS = 2 if binding.get_host_cpu_features().get("avx512f") else 1
+WIDE = bool(binding.get_host_cpu_features().get("avx512f"))
+VECTORS = 2 if WIDE else 1
 """Of a row of a tile: with `ROWS`, as many registers as hide how long a multiply-add takes, and no
 more than there are."""
+MANY = 2 * ROWS if WIDE else ROWS
+"""Rows of a tile where there are as many: what is read of W then serves twice as many sums."""
 
 _index, _lane = ir.IntType(64), ir.IntType(32)
 
@@ -120,6 +123,7 @@ def _tile_of(rows: int, side_by_side: int) -> Any:
     return tile
 
 
+many_rows = _tile_of(MANY, 1)
 four_rows = _tile_of(ROWS, 1)
 three_rows = _tile_of(3, 1)
 two_rows = _tile_of(2, 1)
