@@ -38,17 +38,24 @@ class Loop(NamedTuple):
     unit_training: float
     product: float
     """What share of `cpu_product` a product takes."""
+    products: float
+    """As many are training: forward, back, and the gradients of W_hh."""
     wait: float
     """And of the rest of `cpu_step`, which is W_hh from memory."""
     laying_out: float
-    """Bytes of W_hh a second, each way."""
+    """Bytes of a small W_hh a second, each way."""
 
 
-ELMAN = Loop(35e-6, 150e-6, 0.02e-6, 0.1e-9, 0.8e-9, 0.95, 1.0, 6e9)
+ELMAN = Loop(42e-6, 155e-6, 0.02e-6, 0.1e-9, 1.2e-9, 0.78, 3, 0.75, 4e9)
 LOOPS = {
-    "lstm": Loop(20e-6, 20e-6, 0.1e-6, 1.9e-9, 0.1e-9, 0.48, 0.5, 3.5e9),
-    "gru": Loop(45e-6, 170e-6, 0.1e-6, 0.1e-9, 4.1e-9, 0.8, 0.7, 3e9),
+    "lstm": Loop(33e-6, 36e-6, 0.05e-6, 1.0e-9, 0.1e-9, 0.49, 2.87, 0.46, 5e10),
+    "gru": Loop(55e-6, 210e-6, 0.1e-6, 0.1e-9, 4.2e-9, 0.79, 3, 0.45, 4e9),
 }
+FRESH = 5.6e6
+"""Bytes of W_hh at which it takes twice as long as in proportion: memory is new to the process."""
+FEW_STEPS, WHOLE = 5, 3
+"""An LSTM of fewer has other rivals than oneDNN, whose estimates are what they take: by how much
+its own has to be more, as nothing that is laid out is used again."""
 UNEQUAL_LSTM = 0.8
 """That share of an LSTM's forward alone where rows have different lengths: what it is compared with
 has rectangles of steps and rows, of which oneDNN makes less."""
@@ -77,8 +84,11 @@ def estimate(request: Request) -> Cost:
     layers = request.num_layers * request.directions
     call = own.call_training if request.needs_grad else own.call
     ways = 2 if request.needs_grad else 1
-    call += ways * recurrent_weights(request) * request.dtype.itemsize / own.laying_out
+    weights = recurrent_weights(request) * request.dtype.itemsize
+    call += ways * weights / own.laying_out * (1 + weights / FRESH)
     seconds = layers * call + _work(request) / (1 + GAINED * (number - 1))
+    if request.cell == "lstm" and steps(request) < FEW_STEPS * request.num_layers:
+        seconds *= WHOLE
     if request.padded:
         idle = steps(request) / request.num_layers * rows(request) / 2
         seconds += min(_idle(request, idle), packing(request))
@@ -138,7 +148,7 @@ def _work(request: Request) -> float:
         product *= ALONE
         wait *= WAITS_ALONE
     if request.needs_grad:
-        product *= 2 if request.frozen else 3
+        product *= own.products - request.frozen
         wait *= 2  # gradients of weights are one product, after the loop
         unit = own.unit_training
     units = share * rows(request) * request.hidden_size
