@@ -66,11 +66,12 @@ FEW = 0.8
 SHARED, GAINED = 5e-3, 0.35
 """Seconds of work from which threads share it, and what share of its own a second one then does:
 those of torch's products wait for the next by spinning, on the same cores."""
-ALONE, WAITS_ALONE = 1.3, 1.7
-"""How much longer a product takes, and how much longer it waits for memory, compared with others'
-that several threads share."""
+ALONE, FEW_ALONE, WAITS_ALONE, WAITS_ALONE_TRAINING = 1.3, 2.0, 3.7, 1.9
+"""How much longer a product takes than others' that several threads share, one of few rows than
+oneDNN's of large weights, and how much longer it waits for memory, forward and back; oneDNN's
+training waits no longer than its forward pass."""
 CACHED = 2**19
-"""Bytes of W_ih that a cache has beside as many of W_hh."""
+"""Bytes of W_ih, or of W_hh, that a cache has beside as many of the other."""
 LITTLE = 2**20
 """Multiply-adds of all steps below which W_ih x takes less time than an operation of torch, even if
 a step has fewer rows than a tile."""
@@ -145,8 +146,11 @@ def _work(request: Request) -> float:
     if rows(request) < PART:
         product *= FEW
     if request.threads > 1:
-        product *= ALONE
-        wait *= WAITS_ALONE
+        by_onednn = request.cell == "lstm"
+        large = recurrent_weights(request) * request.dtype.itemsize > CACHED
+        product *= FEW_ALONE if by_onednn and large and rows(request) < PART else ALONE
+        differentiated = request.needs_grad and not by_onednn
+        wait *= WAITS_ALONE_TRAINING if differentiated else WAITS_ALONE
     if request.needs_grad:
         product *= own.products - request.frozen
         wait *= 2  # gradients of weights are one product, after the loop
