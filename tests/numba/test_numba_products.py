@@ -44,7 +44,9 @@ def test_it_is_numpys(
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize(("length", "columns"), [(1, 1), (17, 31), (16, 32), (40, 33), (5, 200), (70, 96)])
+@pytest.mark.parametrize(
+    ("length", "columns"), [(1, 1), (17, 31), (16, 32), (40, 33), (5, 200), (70, 96)]
+)
 def test_panels_lie_side_by_side(length: int, columns: int, dtype: Any) -> None:
     weight = numbers(length, columns, dtype=dtype)
     by = products.panels(weight)

@@ -1,0 +1,84 @@
+"""W_ih x, formed by torch before the loop or in it; and which rows each step has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fastrnn
+from fastrnn_numba import cost, loops
+from fastrnn_numba.steps import Steps
+
+MARKS: dict[str, dict[str, Any]] = {
+    "padded": {},
+    "lengths": {"lengths": [3, 9, 0, 7, 9]},
+    "resets": {"resets": torch.arange(45).view(9, 5) % 4 == 0},
+}
+
+
+def results(module: Any, x: torch.Tensor, **marks: Any) -> list[torch.Tensor]:
+    x = x.clone().requires_grad_()
+    output, state = module(x, **marks)
+    final = state if isinstance(state, tuple) else (state,)
+    loss = sum((each.square().sum() for each in final), output.sin().sum())
+    grads = torch.autograd.grad(loss, [x, *module.parameters()])
+    with torch.no_grad():
+        alone, _ = module(x, **marks)
+    return [output.detach(), *(each.detach() for each in final), *grads, alone]
+
+
+@pytest.mark.parametrize("marks", MARKS)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN"])
+def test_it_is_the_same_in_the_loop_and_before_it(
+    cell: str, bias: bool, marks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    module = getattr(fastrnn, cell)(
+        20, 24, num_layers=2, bidirectional=True, bias=bias, backend="numba", dtype=torch.float64
+    )
+    x = torch.randn(9, 5, 20, dtype=torch.float64)
+    found, asked = [], []
+    for within in (True, False):
+        monkeypatch.setattr(loops.cost, "forms_inputs", lambda *_, w=within: asked.append(w) or w)
+        found.append(results(module, x, **MARKS[marks]))
+    assert asked.count(True) == asked.count(False) >= 2 * 4
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN"])
+def test_nan_past_the_ends_reaches_nothing(cell: str) -> None:
+    module = getattr(fastrnn, cell)(6, 7, backend="numba")
+    lengths = torch.tensor([2, 9, 0, 5])
+    x = torch.randn(9, 4, 6)
+    dirty = x.masked_fill((torch.arange(9).unsqueeze(1) >= lengths).unsqueeze(2), torch.nan)
+    clean = results(module, x, lengths=lengths)
+    for one, other in zip(clean, results(module, dirty, lengths=lengths), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_where_it_is_formed() -> None:
+    """In the loop where W_ih stays in cache and a step has as many rows as a tile."""
+    assert cost.forms_inputs(4 * 128 * 128, 4, 8, 800)
+    assert not cost.forms_inputs(4 * 512 * 512, 4, 8, 800)
+    assert not cost.forms_inputs(4 * 128 * 128, 4, 1, 800)
+    assert cost.forms_inputs(4 * 32 * 32, 4, 1, 20)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(seq_len=st.integers(1, 12), data=st.data())
+def test_longer_rows_come_first(seq_len: int, data: Any) -> None:
+    lengths = data.draw(st.lists(st.integers(0, seq_len), min_size=1, max_size=9))
+    steps = Steps(seq_len, len(lengths), torch.tensor(lengths))
+    order = sorted(range(len(lengths)), key=lambda b: -lengths[b])
+    np.testing.assert_array_equal(steps.order, order)
+    np.testing.assert_array_equal(
+        steps.counts, [sum(own > t for own in lengths) for t in range(seq_len)]
+    )
+    assert steps.has_gaps == (min(lengths) < seq_len)
