@@ -69,13 +69,14 @@ def forward(how: How, x: Tensor, hx: Sequence[Tensor], weights: Weights, *, save
     else:
         inputs = x @ weights.ih.mT
     by = products.panels_turned(_array(weights.hh))
-    before: tuple[Any, ...] = (_array(inputs), by_x, bias, by, *states, *initial)
+    weighed = _array(inputs), by_x, bias, by
     if how.cell in ACTIVATIONS:
-        _each(how, elman.forward, (ACTIVATIONS[how.cell], *before), (_array(output),))
+        before: tuple[Any, ...] = (ACTIVATIONS[how.cell], *weighed, *states, *initial)
+        _each(how, elman.forward, before, (_array(output),))
         return Made(output, final, ())
-    loop = lstm.forward
+    loop, before = lstm.forward, (*weighed, *states, *initial)
     if how.cell == "gru":
-        loop, before = gru.forward, (*before[:4], bias_hn, *before[4:])
+        loop, before = gru.forward, (*weighed, bias_hn, *states, *initial)
     if not save:
         nothing = np.empty((0, 0), bias.dtype)
         _each(how, loop, before, (_array(output), nothing, nothing))

@@ -32,9 +32,7 @@ def _new(inputs: Row, bias: Row, a: Row, h: Row, c: Row, output: Row) -> tuple[N
     return i, f, g, o
 
 
-@over_units
-def _step(inputs: Row, bias: Row, a: Row, h: Row, c: Row, output: Row) -> None:
-    _new(inputs, bias, a, h, c, output)
+_step = over_units(_new)
 
 
 @over_units

@@ -13,7 +13,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastrnn_numba.vectors import BYTES
+from fastrnn_numba.vectors import Lanes
 
 ROWS = 4
 """Of a tile that has several."""
@@ -54,11 +54,9 @@ def _tile_of(rows: int, side_by_side: int) -> Any:
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             into, row, of, begin, order, k_begin, panels, panel = arguments
-            kind = context.get_value_type(signature.args[0].dtype)
-            size = context.get_abi_sizeof(kind)
-            lanes = BYTES // size
+            kind = Lanes(context, builder, signature.args[0].dtype)
+            lanes, size, vector = kind.number, kind.bits // 8, kind.vector
             width = lanes * VECTORS
-            vector = ir.VectorType(kind, lanes)
 
             def matrix(position: int, value: Any) -> tuple[Any, list[Any]]:
                 array = context.make_array(signature.args[position])(context, builder, value)
@@ -93,9 +91,6 @@ def _tile_of(rows: int, side_by_side: int) -> Any:
                 [cgutils.alloca_once_value(builder, zero) for _ in range(VECTORS * side_by_side)]
                 for _ in range(rows)
             ]
-            function = ir.FunctionType(vector, [vector] * 3)
-            name = f"llvm.fma.v{lanes}f{8 * size}"
-            fma = cgutils.get_or_insert_function(builder.module, function, name)
             everywhere = ir.Constant(ir.VectorType(_lane, lanes), None)
             undefined = ir.Constant(vector, ir.Undefined)
             with cgutils.for_range(builder, length) as loop:
@@ -110,7 +105,7 @@ def _tile_of(rows: int, side_by_side: int) -> Any:
                     one = builder.insert_element(undefined, one, _lane(0))
                     all_lanes = builder.shuffle_vector(one, undefined, everywhere)
                     for total, weight in zip(own, loaded, strict=True):
-                        product = builder.call(fma, [all_lanes, weight, builder.load(total)])
+                        product = kind.call("fma", vector, all_lanes, weight, builder.load(total))
                         builder.store(product, total)
             for r, own in enumerate(sums):
                 line = at(sums_data, builder.mul(builder.add(row, _index(r)), sums_stride), column)

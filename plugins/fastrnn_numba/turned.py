@@ -9,15 +9,13 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastrnn_numba.vectors import BYTES
+from fastrnn_numba.vectors import Lanes
 
 _index, _lane = ir.IntType(64), ir.IntType(32)
 
 
 @intrinsic  # type: ignore[untyped-decorator] # Numba has no types
-def turned_square(
-    context: Any, into: Any, p: Any, k: Any, column: Any, of: Any, row: Any
-) -> Any:  # fmt: skip
+def turned_square(context: Any, into: Any, p: Any, k: Any, column: Any, of: Any, row: Any) -> Any:
     """into(p, k + n, column + m) = of(row + m, k + n), of as many m and n as a vector has numbers.
 
     Args:
@@ -32,10 +30,8 @@ def turned_square(
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         into, p, k, column, of, row = arguments
-        kind = context.get_value_type(signature.args[0].dtype)
-        size = context.get_abi_sizeof(kind)
-        side = BYTES // size
-        vector = ir.VectorType(kind, side)
+        lanes = Lanes(context, builder, signature.args[0].dtype)
+        side, size = lanes.number, lanes.bits // 8
 
         def place(position: int, value: Any, *where: Any) -> tuple[Any, Any]:
             """Where an element is, and how far the next row is."""
@@ -48,7 +44,7 @@ def turned_square(
 
         def pointers(begin: Any, stride: Any) -> list[Any]:
             each = (builder.gep(begin, [builder.mul(stride, _index(r))]) for r in range(side))
-            return [builder.bitcast(one, vector.as_pointer()) for one in each]
+            return [builder.bitcast(one, lanes.vector.as_pointer()) for one in each]
 
         lines = [builder.load(each, align=size) for each in pointers(*place(4, of, row, k))]
         halves = [

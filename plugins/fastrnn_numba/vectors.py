@@ -63,10 +63,9 @@ class Numbers:
     def __init__(self, lanes: Lanes, value: Any) -> None:
         self.lanes, self.value = lanes, value
 
-    def _with(self, operation: str, other: Numbers | float, *, turned: bool = False) -> Numbers:
-        pair = [self.value, self.same(other).value]
+    def _with(self, operation: str, other: Numbers | float) -> Numbers:
         form = getattr(self.lanes.builder, operation)
-        return Numbers(self.lanes, form(*(pair[::-1] if turned else pair), flags=_FLAGS))
+        return Numbers(self.lanes, form(self.value, self.same(other).value, flags=_FLAGS))
 
     def same(self, value: Numbers | float) -> Numbers:
         """That number in every lane; vectors are as they are."""
@@ -77,20 +76,16 @@ class Numbers:
     def __add__(self, other: Numbers | float) -> Numbers:
         return self._with("fadd", other)
 
-    def __radd__(self, other: float) -> Numbers:
-        return self._with("fadd", other, turned=True)
-
     def __sub__(self, other: Numbers | float) -> Numbers:
         return self._with("fsub", other)
 
     def __rsub__(self, other: float) -> Numbers:
-        return self._with("fsub", other, turned=True)
+        return self.same(other) - self
 
     def __mul__(self, other: Numbers | float) -> Numbers:
         return self._with("fmul", other)
 
-    def __rmul__(self, other: float) -> Numbers:
-        return self._with("fmul", other, turned=True)
+    __radd__, __rmul__ = __add__, __mul__
 
     def __truediv__(self, other: Numbers | float) -> Numbers:
         return self._with("fdiv", other)
@@ -152,12 +147,12 @@ class Row:
             lanes.call("masked.store", ir.VoidType(), *arguments)
 
 
-def over_units(formula: Callable[..., None]) -> Any:
+def over_units(formula: Callable[..., object]) -> Any:
     """For compiled code: a function of H and of pairs, an array and which row of it.
 
     Args:
         formula: takes as many `Row`s, and is called for as many units as a vector has, and for
-            those that are left over.
+            those that are left over; nobody takes what it returns.
     """
 
     @intrinsic  # type: ignore[untyped-decorator] # Numba has no types
