@@ -158,6 +158,28 @@ def test_inside_a_users_cuda_graph() -> None:
     assert not torch.equal(want, captured)
 
 
+def test_steps_inside_a_users_cuda_graph() -> None:
+    """Longer than one of our own graphs, with new input, and in the place that one had."""
+    import fastrnn_kernels
+
+    given = [torch.randn(40, 3, 1, 80), torch.randn(1, 80, 20), *torch.randn(2, 1, 3, 20)]
+    gates_x, *rest = (tensor.cuda() for tensor in given)
+
+    def call() -> torch.Tensor:
+        return fastrnn_kernels.forward("lstm", gates_x, *rest, launch="graph").output
+
+    want = call().clone()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = call()
+    for _ in range(2):
+        gates_x.neg_()
+        changed = call().clone()
+        graph.replay()
+        assert torch.equal(captured, changed)
+    assert torch.equal(want, captured)
+
+
 def test_a_hundred_lengths_and_batches_compile_nothing_new(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -9,6 +9,8 @@ Each graph has its own table and belongs to one stream, where fills and replays 
 two streams share neither, and two threads on one stream are kept apart by a lock that is held from
 a fill to the last replay. Tensors need no more care than with plain launches: all work is enqueued
 before `run` returns, on the stream that was current, as the caching allocator expects.
+
+While a caller captures a graph of his own, the same kernels become nodes of his.
 """
 
 from __future__ import annotations
@@ -45,37 +47,60 @@ _lock = threading.Lock()
 
 def reason_against(sweep: Sweep) -> str | None:
     """Why this sweep cannot go through a graph, or None if it can."""
-    device = sweep.tensors[0].device
     if any(pointer % POINTER_ALIGNMENT for pointer in _pointers(sweep)):
         return f"a tensor does not start at a multiple of {POINTER_ALIGNMENT} bytes"
     if INTERPRETED:
         return None
-    if torch.version.hip is not None:
-        return "CUDA graphs are not used on ROCm"
-    with torch.cuda.device(device):
-        if torch.cuda.is_current_stream_capturing():
-            return "the current stream is already being captured"
-    return None
+    return "CUDA graphs are not used on ROCm" if torch.version.hip is not None else None
 
 
 def run(sweep: Sweep) -> None:
     """Enqueue all steps of a sweep on the current stream. The interpreter replays node by node."""
     device = sweep.tensors[0].device
+    if _is_captured():
+        # A kernel's first launch loads it, which older drivers refuse while a stream is captured.
+        # These are loaded: a call before the capture, which every capture needs, launched them.
+        table = torch.empty(kernels.TABLE_SIZE, dtype=torch.int64, device=device)
+        _fill(table, sweep)
+        _enqueue(sweep, table, sweep.T)
+        return
     stream = None if INTERPRETED else torch.cuda.current_stream(device)
     with _lock:
         graph = _find_or_capture(sweep, stream)
-        kernels.fill_table[(1,)](
-            graph.table,
-            sweep.T,
-            sweep.problem.B,
-            sweep.problem.G,
-            sweep.reverse,
-            *sweep.strides,
-            *_pointers(sweep),
-            num_warps=1,
-        )
+        _fill(graph.table, sweep)
         for _ in range(-(-sweep.T // STEPS_PER_GRAPH)):
             graph.replay()
+
+
+def _is_captured() -> bool:
+    """Whether the current stream is being captured."""
+    return not INTERPRETED and torch.cuda.is_current_stream_capturing()
+
+
+def _fill(table: torch.Tensor, sweep: Sweep) -> None:
+    """Enqueue what writes a sweep's arguments to a table."""
+    kernels.fill_table[(1,)](
+        table,
+        sweep.T,
+        sweep.problem.B,
+        sweep.problem.G,
+        sweep.reverse,
+        *sweep.strides,
+        *_pointers(sweep),
+        num_warps=1,
+    )
+
+
+def _enqueue(sweep: Sweep, table: torch.Tensor, steps: int) -> None:
+    """Enqueue steps by kernels that find their arguments in a table, from where that stands."""
+    kernel = (
+        kernels.forward_from_table
+        if sweep.problem.direction == "forward"
+        else kernels.backward_from_table
+    )
+    dtype = TRITON_DTYPES[sweep.tensors[0].dtype]
+    for index in range(steps):
+        kernel[sweep.grid](table, index, dtype, **sweep.constants, **sweep.options)
 
 
 def _pointers(sweep: Sweep) -> list[int]:
@@ -122,16 +147,8 @@ def _drop(key: Hashable) -> None:
 
 
 def _capture(sweep: Sweep, table: torch.Tensor) -> Callable[[], None]:
-    kernel = (
-        kernels.forward_from_table
-        if sweep.problem.direction == "forward"
-        else kernels.backward_from_table
-    )
-    dtype = TRITON_DTYPES[sweep.tensors[0].dtype]
-
     def enqueue() -> None:
-        for index in range(STEPS_PER_GRAPH):
-            kernel[sweep.grid](table, index, dtype, **sweep.constants, **sweep.options)
+        _enqueue(sweep, table, STEPS_PER_GRAPH)
         kernels.advance_table[(1,)](table, STEPS_PER_GRAPH, num_warps=1)
 
     if INTERPRETED:

@@ -95,6 +95,25 @@ def test_graph_of_steps_is_the_same_recurrence_for_every_length(cell, T, monkeyp
             assert x is y is None or torch.equal(x, y)
 
 
+@pytest.mark.parametrize("T", [1, 4, 6, 9])
+@pytest.mark.parametrize("cell", ["lstm", "rnn_relu"])
+def test_in_a_callers_graph_steps_are_nodes_of_the_kernels_that_calls_before_loaded(
+    cell, T, monkeypatch
+):
+    monkeypatch.setattr(graphs, "STEPS_PER_GRAPH", 4)
+    case = Case(cell, T, 2, 5, F32, (False, True), launch="graph", strided=True)
+    want = run(case, make(case))
+    graphs.clear()
+    monkeypatch.setattr(graphs, "_is_captured", lambda: True)
+    monkeypatch.setattr(enqueue, "run", None)  # launches of kernels without a table
+    monkeypatch.setattr(table, "advance_table", None)
+    got = run(case, make(case))
+    assert not graphs._graphs, "nor is one of ours made"
+    for before, captured in zip(want, got, strict=True):
+        for x, y in zip(before, captured, strict=True):
+            assert x is y is None or torch.equal(x, y)
+
+
 def test_graphs_are_kept_for_new_lengths_and_addresses_and_bounded(monkeypatch):
     monkeypatch.setattr(graphs, "STEPS_PER_GRAPH", 2)
     monkeypatch.setattr(graphs, "MAX_GRAPHS", 2)
