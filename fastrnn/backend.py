@@ -12,6 +12,9 @@ levels; choose the highest that is still convenient:
     takes only what is sequential: the time loop and its gradient. The input projection before
     the loop and the weight gradients after it are large matrix products that this class does.
 
+A backend may be of whole calls and of layers at once: `StackBackend.takes` then says which calls it
+takes whole. Those that torch.compile traces, it sees as layers only.
+
 A plugin imports this module and `fastrnn.request`, never the modules or the dispatcher.
 
 Shapes: T steps, B rows of the batch, I inputs, H hidden units, K gates per unit (LSTM 4 in the
@@ -161,6 +164,15 @@ class StackCall(NamedTuple):
 
 class StackBackend(Backend):
     """A backend that runs every layer and direction of a call itself."""
+
+    def takes(self, request: Request) -> bool:
+        """Whether `run` is what gets a call that `can_run` accepts.
+
+        Override it in a backend that is a `LayerBackend`, too: what it does not take comes to that
+        layer by layer. Calls with `recompute` or `all_states` have to; graphs (`compiling`) and
+        what is `transformed` can.
+        """
+        return True
 
     @abstractmethod
     def run(self, call: StackCall) -> tuple[Tensor, ...]:

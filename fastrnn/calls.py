@@ -9,7 +9,7 @@ import torch
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import checks, masks, restarts, stack
-from fastrnn.backend import Backend, StackBackend, StackCall
+from fastrnn.backend import Backend, StackCall
 from fastrnn.cell import cell_of
 from fastrnn.dispatch import current_override, decide
 from fastrnn.options import Options, as_constant, constants
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from fastrnn.backend import StackBackend
     from fastrnn.masks import Lengths
 
 PLAIN = Options()
@@ -35,6 +36,7 @@ class Plan(NamedTuple):
     name: str
     at_once: int
     backend: Backend
+    whole: bool
 
 
 Plans = dict[tuple[object, ...], Plan]
@@ -370,11 +372,12 @@ def _plan(
     if request.compiling:
         from fastrnn.graph_decision import decide_constant  # imports Dynamo, which is here by now
 
-        name, at_once = decide_constant(backend, current_override(), *map(_as_constant, request))
+        found = decide_constant(backend, current_override(), *map(_as_constant, request))
+        name, at_once, whole = found
     else:
         decision = decide(request, backend)
-        name, at_once = decision.backend, decision.layers_at_once
-    plan = Plan(request, name, at_once, registry().backends[name])
+        name, at_once, whole = decision.backend, decision.layers_at_once, decision.whole
+    plan = Plan(request, name, at_once, registry().backends[name], whole)
     if plans is not None and key:
         if len(plans) >= PLANS:
             plans.clear()
@@ -384,7 +387,7 @@ def _plan(
 
 def _carry_out(spec: Spec, plan: Plan, call: StackCall, options: Options) -> stack.Made:
     """What the backend that is chosen makes of the call."""
-    if isinstance(plan.backend, StackBackend):
-        output, *final = plan.backend.run(call)
+    if plan.whole:
+        output, *final = cast("StackBackend", plan.backend).run(call)
         return stack.Made(None if options.final_only else output, tuple(final), None)
     return stack.run_call(spec, call, plan.name, at_once=plan.at_once, options=options)

@@ -151,18 +151,27 @@ def decide_anew(
 ) -> Decision:
     """`decide`, not cached, with the override of `use_backend` as an argument."""
     decision = _choose(request, argument, context, here)
-    return replace(decision, layers_at_once=_layers_at_once(request, decision.backend))
+    backend = registry().backends[decision.backend]
+    return replace(
+        decision,
+        layers_at_once=_layers_at_once(backend, request),
+        whole=_takes_whole(backend, request),
+    )
 
 
-def _layers_at_once(request: Request, name: str) -> int:
+def _takes_whole(backend: Backend, request: Request) -> bool:
+    return isinstance(backend, StackBackend) and backend.takes(request)
+
+
+def _layers_at_once(backend: Backend, request: Request) -> int:
     """What the backend says; see `LayerBackend.layers_at_once`."""
-    backend = registry().backends[name]
     if not isinstance(backend, LayerBackend) or not request.stacks_plainly:
         return 1
     answer: object = backend.layers_at_once(request)
     if not isinstance(answer, int) or not 1 <= answer <= request.num_layers:
         raise BackendError(
-            f"backend {name!r}: layers_at_once is {answer!r}, expected 1 to {request.num_layers}"
+            f"backend {backend.name!r}: layers_at_once is {answer!r}, "
+            f"expected 1 to {request.num_layers}"
         )
     return answer
 
@@ -226,7 +235,7 @@ def _ask(backend: Backend, request: Request, here: bool) -> Candidate:
 def _unheeded(backend: Backend, request: Request) -> tuple[str, ...]:
     """What a backend would ignore in silence, were it older than that part of a request."""
     reasons: tuple[str, ...] = ()
-    whole = isinstance(backend, StackBackend)
+    whole = _takes_whole(backend, request)
     if request.padded and whole and "lengths" not in backend.options:
         reasons += ("lengths of padded rows were given; it takes whole stacks, packed",)
     unknown = [name for name in request.options if name not in backend.options]
@@ -251,7 +260,7 @@ def _with_measurements(
             return estimate
         # Calls were measured, not graphs. A layer is one operator in a graph too, but a stack
         # backend is traced into it; what it charges for that, no measurement takes away.
-        traced = request.compiling and isinstance(current.backends[candidate.name], StackBackend)
+        traced = request.compiling and _takes_whole(current.backends[candidate.name], request)
         return max(known, estimate, key=lambda cost: cost.seconds) if traced else known
 
     return tuple(replace(candidate, cost=cost_of(candidate)) for candidate in candidates)

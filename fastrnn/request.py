@@ -196,6 +196,8 @@ class Decision:
     candidates: tuple[Candidate, ...]
     layers_at_once: int = 1
     """Layers that it works on at the same time."""
+    whole: bool = False
+    """Whether it takes the call as a whole stack, and not layer by layer."""
 
     def explain(self) -> str:
         """Several lines for a person: the request, the choice, and a line per backend."""

@@ -1,4 +1,4 @@
-"""The backend `numba`: whole stacks on a CPU, a compiled call a pass, layer and direction."""
+"""The backend `numba`: on a CPU, a compiled call a pass, layer and direction."""
 
 from __future__ import annotations
 
@@ -7,26 +7,36 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from fastrnn import checks, packing
-from fastrnn.backend import StackBackend
+from fastrnn.backend import LayerBackend, StackBackend
 from fastrnn.direction import reasons, stack
 from fastrnn_numba import cost
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
-    from fastrnn.backend import Cell, StackCall
+    from fastrnn.backend import (
+        Cell,
+        Layer,
+        LayerGradients,
+        LayerOutput,
+        OutputGradients,
+        StackCall,
+        Wanted,
+    )
     from fastrnn.direction import Weights
     from fastrnn.request import Cost, Request
 
 CELLS = ("rnn_tanh", "rnn_relu", "rnn_sigmoid", "lstm", "gru")
 
 
-class NumbaBackend(StackBackend):
+class NumbaBackend(StackBackend, LayerBackend):
     """Rows that have ended take no steps, and rows that start over do so where they stand."""
 
     name = "numba"
     contract = 1
-    options = frozenset({"lengths", "resets"})
+    options = frozenset({"lengths", "resets", "all_states"})
     summary = "time loops compiled for this CPU by Numba"
 
     def runs_cell(self, cell: Cell) -> bool:
@@ -39,14 +49,15 @@ class NumbaBackend(StackBackend):
 
     def can_run(self, request: Request) -> list[str]:
         """What the loops do not cover."""
-        against = reasons(request, CELLS)
-        if request.compiling:
-            against.append("its calls are of Python, which a graph cannot have")
-        return against
+        return reasons(request, CELLS)
 
     def cost(self, request: Request) -> Cost:
         """See `fastrnn_numba.cost`."""
         return cost.estimate(request)
+
+    def takes(self, request: Request) -> bool:
+        """What is left to Python, and wants no more of it than outputs and last states."""
+        return not (request.compiling or request.all_states or request.recompute)
 
     def run(self, call: StackCall) -> tuple[Tensor, ...]:
         """Rows as they lie, but for padded ones of which much is past their ends."""
@@ -55,6 +66,32 @@ class NumbaBackend(StackBackend):
         if call.lengths is not None and call.resets is None and _is_better_packed(call):
             return packing.run(_run_packed, _run_padded, call)
         return _run_padded(call)
+
+    def layer_forward(self, layer: Layer) -> LayerOutput:
+        """Group by group."""
+        # as below, Numba is imported where a call first runs
+        from fastrnn_numba import layers
+
+        return layers.forward(layer)
+
+    def layer_backward(
+        self,
+        grad: OutputGradients,
+        layer: Layer,
+        output: Tensor,
+        saved: Sequence[Tensor],
+        wanted: Wanted,
+    ) -> LayerGradients:
+        """Likewise."""
+        from fastrnn_numba import layers
+
+        return layers.backward(grad, layer, output, saved, wanted)
+
+    def saved_like(self, layer: Layer) -> tuple[Tensor, ...]:
+        """As `layer_forward` saves it."""
+        from fastrnn_numba import layers
+
+        return layers.saved_like(layer)
 
 
 def _run_packed(call: StackCall) -> tuple[Tensor, ...]:

@@ -100,9 +100,9 @@ def _biases(cell: str, weights: Weights, dtype: Any) -> tuple[Any, Any]:
 
 def backward(
     how: How, grads: Sequence[Tensor | None], output: Tensor, saved: Sequence[Tensor],
-    hx: Sequence[Tensor], weights: Weights,
+    hx: Sequence[Tensor], weights: Weights, d_cells: Tensor | None = None,
 ) -> Gradients:  # fmt: skip
-    """All steps; grads are dL/doutput, dL/dh_n and dL/dc_n, or None."""
+    """All steps; grads are dL/doutput, dL/dh_n and dL/dc_n, or None; d_cells is (N, H)."""
     steps, hidden = how.steps, output.shape[1]
     by = products.panels(_array(weights.hh))
     d_output = output.new_zeros(output.shape) if grads[0] is None else grads[0]
@@ -115,8 +115,10 @@ def backward(
     if how.cell == "lstm":
         cells, gates = saved
         d_gates = steps.new(output, 4 * hidden)
+        of_cells = output.new_empty(0, 0) if d_cells is None else d_cells
         before: tuple[Any, ...] = (
-            _array(d_output), _array(gates), _array(cells), by, _array(hx[1]), *own,
+            _array(d_output), _array(of_cells), _array(gates), _array(cells), by, _array(hx[1]),
+            *own,
         )  # fmt: skip
         _each(how, lstm.backward, before, (_array(d_gates),))
         d_h0, d_c0 = (a.add_(b) for a, b in zip(d_states, d_initial, strict=True))

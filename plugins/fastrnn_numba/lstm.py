@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastrnn_numba.along import came_from, copy, start_over, started
+from fastrnn_numba.along import add, came_from, copy, start_over, started
 from fastrnn_numba.compiled import compiled
 from fastrnn_numba.points import sigmoid, tanh
 from fastrnn_numba.products import product
@@ -110,13 +110,15 @@ def forward(
 
 @compiled
 def backward(
-    d_output: Any, gates: Any, cells: Any, by: Any, c0: Any, d_h: Any, d_c: Any, d_h0: Any,
-    d_c0: Any, offsets: Any, order: Any, counts: Any, resets: Any, reverse: bool, d_gates: Any,
+    d_output: Any, d_cells: Any, gates: Any, cells: Any, by: Any, c0: Any, d_h: Any, d_c: Any,
+    d_h0: Any, d_c0: Any, offsets: Any, order: Any, counts: Any, resets: Any, reverse: bool,
+    d_gates: Any,
 ) -> None:  # fmt: skip
     """All steps of some rows, from the last to the first.
 
     Args:
         d_output: (N, H)
+        d_cells: (N, H), of c of each step; (0, 0) of none.
         gates: (N, 4H)
         cells: (N, H)
         by: `panels` of W_hh.
@@ -142,6 +144,8 @@ def backward(
         for i in range(count):
             b = order[i]
             at = begin + b
+            if len(d_cells) > 0:
+                add(d_c, b, d_cells, at)
             before = came_from(offsets, order, counts, resets, t, earlier, i)
             if before < 0:
                 _step_back(

@@ -11,20 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import fastrnn
 from fastrnn.testing import conformance
 from fastrnn_numba import cost
+from numba_cases import CELLS, layer
 from rows_cases import CELLS as OF_TORCH
 from rows_cases import assert_same, modules, packed_rows, results
-
-SIGMOID = "rnn_sigmoid"
-CELLS = (*OF_TORCH, SIGMOID)
-
-
-def layer(cell: str, *sizes: int, **how: Any) -> Any:
-    if cell == SIGMOID:
-        return fastrnn.RNN(*sizes, nonlinearity="sigmoid", dtype=torch.float64, **how)
-    return modules(cell, *sizes, **how)[1]
 
 
 @pytest.mark.parametrize("check", conformance.checks(), ids=lambda check: check.name)
