@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fastrnn.hookspecs import hookimpl
+from fastrnn_numba import process as process  # before anybody forks
 from fastrnn_numba.backend import NumbaBackend
 
 if TYPE_CHECKING:

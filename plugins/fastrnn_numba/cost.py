@@ -63,9 +63,8 @@ PART = 4
 """Rows that one thread takes at least: those of a tile."""
 FEW = 0.8
 """What share of that a product of fewer takes, which reads W_hh faster than others do."""
-SHARED, GAINED = 5e-3, 0.35
-"""Seconds of work from which threads share it, and what share of its own a second one then does:
-those of torch's products wait for the next by spinning, on the same cores."""
+SHARING, SHARING_TRAINING = 0.15e-3, 0.5e-3
+"""Seconds that it takes threads to share a layer's work, of which each then does as much."""
 ALONE, FEW_ALONE, WAITS_ALONE, WAITS_ALONE_TRAINING = 1.3, 2.0, 3.7, 1.9
 """How much longer a product takes than others' that several threads share, one of few rows than
 oneDNN's of large weights, and how much longer it waits for memory, forward and back; oneDNN's
@@ -87,7 +86,7 @@ def estimate(request: Request) -> Cost:
     ways = 2 if request.needs_grad else 1
     weights = recurrent_weights(request) * request.dtype.itemsize
     call += ways * weights / own.laying_out * (1 + weights / FRESH)
-    seconds = layers * call + _work(request) / (1 + GAINED * (number - 1))
+    seconds = layers * call + _work(request, number)
     if request.cell == "lstm" and steps(request) < FEW_STEPS * request.num_layers:
         seconds *= WHOLE
     if request.padded:
@@ -99,9 +98,8 @@ def estimate(request: Request) -> Cost:
 
 def threads(request: Request) -> int:
     """Among how many threads the rows are shared out."""
-    if request.threads <= 1 or _work(request) < SHARED:
-        return 1
-    return max(min(request.threads, rows(request) // PART), 1)
+    number = min(request.threads, rows(request) // PART)
+    return number if number > 1 and _work(request, number) < _work(request, 1) else 1
 
 
 def packs(request: Request, idle: float) -> bool:
@@ -134,21 +132,22 @@ def _idle(request: Request, idle: float) -> float:
     return products * request.directions * a_step * idle / max(rows(request), 1)
 
 
-def _work(request: Request) -> float:
-    """Seconds of all steps on one core."""
+def _work(request: Request, number: int) -> float:
+    """Seconds of all steps, by so many threads."""
     own = LOOPS.get(request.cell, ELMAN)
     unequal = request.varlen and rows(request) > 1
     share = 0.5 if unequal else 1.0
     in_parts = unequal and request.cell == "lstm" and not request.needs_grad
-    alone = request._replace(threads=1)
-    product = (UNEQUAL_LSTM if in_parts else own.product) * share * cpu_product(alone)
-    wait, unit = own.wait * share * (cpu_step(alone) - cpu_product(alone)), own.unit
+    one = request._replace(threads=1)
+    product = (UNEQUAL_LSTM if in_parts else own.product) * share * cpu_product(one)
+    wait, unit = own.wait * share * (cpu_step(one) - cpu_product(one)), own.unit
     if rows(request) < PART:
         product *= FEW
     if request.threads > 1:
         by_onednn = request.cell == "lstm"
         large = recurrent_weights(request) * request.dtype.itemsize > CACHED
-        product *= FEW_ALONE if by_onednn and large and rows(request) < PART else ALONE
+        if number == 1:
+            product *= FEW_ALONE if by_onednn and large and rows(request) < PART else ALONE
         differentiated = request.needs_grad and not by_onednn
         wait *= WAITS_ALONE_TRAINING if differentiated else WAITS_ALONE
     if request.needs_grad:
@@ -156,5 +155,9 @@ def _work(request: Request) -> float:
         wait *= 2  # gradients of weights are one product, after the loop
         unit = own.unit_training
     units = share * rows(request) * request.hidden_size
-    number = steps(request) * request.directions
-    return number * (own.step + product + wait + units * unit * request.dtype.itemsize / 4)
+    seconds = own.step + product + wait + units * unit * request.dtype.itemsize / 4
+    seconds *= steps(request) * request.directions
+    if number == 1:
+        return seconds
+    sharing = SHARING_TRAINING if request.needs_grad else SHARING
+    return request.num_layers * request.directions * sharing + seconds / number

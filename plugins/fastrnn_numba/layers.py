@@ -103,7 +103,7 @@ def _backward_of(
 ) -> _Found:  # fmt: skip
     x, hx, own = _input(layer, g), _states(layer, g), _of_torch(layer, g)
     h, d_h_n, d_c_n = _group(output, g), grad.h_n, grad.c_n
-    if False:  # c is h
+    if layer.cell == "gru" and d_c_n is not None:  # c is h
         d_h_n = d_c_n if d_h_n is None else d_h_n + d_c_n
     grads = [None if each is None else each[g] for each in (d_h_n, d_c_n)]
     d_output = None if grad.output is None else _group(grad.output, g)

@@ -6,15 +6,12 @@ another before the last step.
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
-from fastrnn_numba import along, cost, elman, gru, lstm, products
+from fastrnn_numba import along, cost, elman, gru, lstm, products, team
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -141,7 +138,8 @@ def backward(
 def entering(how: How, states: Tensor, initial: Tensor) -> Tensor:
     """(N, H): the states that enter each step, of those that leave them."""
     made = how.steps.new(states, states.shape[1])
-    _each(how, along.entering, (_array(made), _array(states), _array(initial)), ())
+    one = how._replace(threads=1)  # rows are only copied, which several threads do no faster
+    _each(one, along.entering, (_array(made), _array(states), _array(initial)), ())
     return made
 
 
@@ -164,16 +162,4 @@ def _each(
         (*before, steps.offsets, order, counts, steps.resets, how.reverse, *after)
         for order, counts in steps.shares(how.threads)
     ]
-    if len(calls) == 1:
-        loop(*calls[0])
-        return
-    others = [_pool(os.getpid()).submit(loop, *arguments) for arguments in calls[1:]]
-    loop(*calls[0])
-    for other in others:
-        other.result()
-
-
-@cache
-def _pool(process: int) -> ThreadPoolExecutor:
-    """Threads of this process; one that was forked has none of its parent's."""
-    return ThreadPoolExecutor(os.cpu_count(), "fastrnn-numba")
+    team.run(loop, calls)

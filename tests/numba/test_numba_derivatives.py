@@ -164,10 +164,3 @@ def test_states_and_their_gradients_may_lie_turned_over(cell: str) -> None:
         final = final if isinstance(final, tuple) else (final,)
         made.append(((output, *final), torch.autograd.grad(final, given, upstream)))
     assert_same(*made)
-
-
-def test_it_is_off_under_torch_compile_and_named_an_error() -> None:
-    module = fastrnn.LSTM(3, 4, backend="numba")
-    compiled = torch.compile(module, fullgraph=True, backend="eager")
-    with pytest.raises(Exception, match="numba: cannot run: its calls are of Python"):
-        compiled(torch.randn(4, 2, 3))
