@@ -65,6 +65,9 @@ FEW = 0.8
 """What share of that a product of fewer takes, which reads W_hh faster than others do."""
 SHARING, SHARING_TRAINING = 0.15e-3, 0.5e-3
 """Seconds that it takes threads to share a layer's work, of which each then does as much."""
+TOGETHER, MANY = 0.7, 64
+"""What share of itself a product then takes beside those of BLAS, whose threads wait for each other
+in every step, and rows of a step from which that does not count. oneDNN's do not."""
 ALONE, FEW_ALONE, WAITS_ALONE, WAITS_ALONE_TRAINING = 1.3, 2.0, 3.7, 1.9
 """How much longer a product takes than others' that several threads share, one of few rows than
 oneDNN's of large weights, and how much longer it waits for memory, forward and back; oneDNN's
@@ -146,6 +149,8 @@ def _work(request: Request, number: int) -> float:
     if request.threads > 1:
         by_onednn = request.cell == "lstm"
         large = recurrent_weights(request) * request.dtype.itemsize > CACHED
+        if number > 1 and not by_onednn and share * rows(request) < MANY:
+            product *= TOGETHER
         if number == 1:
             product *= FEW_ALONE if by_onednn and large and rows(request) < PART else ALONE
         differentiated = request.needs_grad and not by_onednn
