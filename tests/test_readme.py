@@ -141,36 +141,43 @@ COMPILED = {
 }
 
 
+RESULTS = MEASURED.parent.parent
+LOOPS = (
+    ("cpu-xeon-2-cores", "auto-1-thread"),
+    ("cpu-epyc-2-cores", "auto-1-thread"),
+    ("cpu-epyc-2-cores", "auto-2-threads"),
+)
+
+
+def measured_cases(machine: str, name: str) -> dict[tuple[str | int, ...], dict[str, Any]]:
+    rows = json.loads((RESULTS / machine / f"{name}.json").read_text(encoding="utf-8"))["rows"]
+    return {tuple(row[key] for key in ("cell", "mode", "kind", "T", "B", "H")): row for row in rows}
+
+
 def compiled_table() -> list[str]:
-    """The README's table of what goes to `numba`, and what the same cases take without it."""
-    columns = []
-    for name in ("auto-1-thread", "auto-2-threads"):
-        with_it, without = (
-            {
-                tuple(row[key] for key in ("cell", "mode", "kind", "T", "B", "H")): row
-                for row in json.loads((MEASURED.parent / file).read_text(encoding="utf-8"))["rows"]
-            }
-            for file in (f"{name}-numba.json", f"{name}.json")
-        )
-        assert not any(row["behind"] for row in with_it.values())
-        columns.append((with_it, without))
+    """The README's table of what goes to `numba`, and on one machine what it takes without it."""
+    without = measured_cases(*LOOPS[0])
+    columns = [measured_cases(machine, f"{name}-numba") for machine, name in LOOPS]
     lines = []
     for what, (cell, mode) in COMPILED.items():
         for kind in ("padded", "packed"):
             found = [f"{what}, {kind}"]
-            for with_it, without in columns:
+            for number, column in enumerate(columns):
                 cases = [
                     case
-                    for case, row in with_it.items()
+                    for case, row in column.items()
                     if row["backend"] == "numba"
-                    and (case[0].startswith(cell), *case[1:3]) == (True, mode, kind)
+                    and (str(case[0]).startswith(cell), *case[1:3]) == (True, mode, kind)
                 ]
-                figures = [
-                    speedup([rows[case] for case in cases]) if cases else "-"
-                    for rows in (without, with_it)
-                ]
-                found += [f"{len(cases)}", *figures]
+                found.append(f"{len(cases)}")
+                for rows in (column,) if number else (without, column):
+                    found.append(speedup([rows[case] for case in cases]) if cases else "-")
             lines.append("| " + " | ".join(found) + " |")
+    one, two, three = (f"{len(column):,}" for column in columns)
+    lines.append(f"| all cases, wherever they go | {one} | | | {two} | | {three} | |")
+    behind = [[row["ratio"] for row in each.values() if row["behind"]] for each in columns]
+    one, two, three = (f"{len(b)}" + (f", by {max(b) - 1:.0%}" if b else "") for b in behind)
+    lines.append(f"| of them behind, by how much at most | {one} | | | {two} | | {three} | |")
     return lines
 
 
