@@ -36,10 +36,8 @@ def forward(layer: Layer) -> LayerOutput:
         save = layer.save or with_cells
         found.append(loops.forward(how, _input(layer, g), _states(layer, g), weights, save=save))
     output = _side_by_side(layer, [made.output for made in found])
-    h_n, *c_n = (
-        torch.stack(states) for states in zip(*(made.final for made in found), strict=True)
-    )
-    saved = tuple(torch.stack(each) for each in zip(*(made.saved for made in found), strict=True))
+    h_n, *c_n = map(_by_group, zip(*(made.final for made in found), strict=True))
+    saved = tuple(map(_by_group, zip(*(made.saved for made in found), strict=True)))
     if hows[0].steps.has_gaps:
         for each in saved:  # operators' results are to be the same in every run, all of them
             each[:, hows[0].steps.gaps] = 0
@@ -78,7 +76,7 @@ def backward(
     if ones:
         d_x = sum(ones[1:], ones[0]).view_as(layer.x) if shared else _side_by_side(layer, ones)
     rest = {
-        name: torch.stack([getattr(one, name) for one in found])
+        name: _by_group([getattr(one, name) for one in found])
         for name in ("weight_ih", "weight_hh", "bias", "h0", "c0")
         if getattr(wanted, name)
     }
@@ -173,6 +171,11 @@ def _of_torch(layer: Layer, g: int) -> Weights:
 def _group(sequence: Tensor, g: int) -> Tensor:
     """(N, width) of (T, B, G, width)."""
     return sequence[:, :, g].flatten(0, 1)
+
+
+def _by_group(parts: Sequence[Tensor]) -> Tensor:
+    """(G, ...); no copy of a single one."""
+    return parts[0].unsqueeze(0) if len(parts) == 1 else torch.stack(tuple(parts))
 
 
 def _side_by_side(layer: Layer, parts: list[Tensor]) -> Tensor:

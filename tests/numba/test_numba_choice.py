@@ -117,6 +117,16 @@ def test_rivals_share_large_weights_among_threads(
     assert found == [True, False]
 
 
+@pytest.mark.parametrize("cell", ["GRU", "RNN"])
+def test_several_threads_share_rows(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """0.55 of what `rows` takes, whose products wait for all threads in every step."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    layer, x = getattr(fastrnn, cell)(256, 256), torch.randn(100, 32, 256)
+    with torch.no_grad():
+        assert taken(layer, x) == "numba"
+        assert cost.threads(fastrnn.explain(layer, x).request) == 2
+
+
 def request(**how: Any) -> Any:
     asked = fastrnn.explain(fastrnn.LSTM(64, 64), torch.randn(100, 8, 64)).request
     return asked._replace(**{"threads": 2} | how)
