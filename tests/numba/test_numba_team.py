@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from fastrnn_numba import team
+import fastrnn
+from fastrnn_numba import cost, team
 
 
 def smaller(size: int) -> Callable[..., None]:
@@ -87,3 +88,24 @@ def test_a_torch_without_openmp(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) 
     libc = next(line.split()[-1] for line in maps if "/libc.so" in line)
     os.symlink(libc, tmp_path / "lib" / "libtorch_cpu.so")
     assert find() is None  # and this one is not linked with OpenMP
+
+
+def test_calls_of_several_threads_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has a team of its own, as torch's own calls have."""
+    monkeypatch.setattr(cost, "threads", lambda request: 2)
+    layer, x = fastrnn.GRU(20, 40, backend="numba"), torch.randn(30, 16, 20)
+    want = torch.autograd.grad(layer(x)[0].sum(), list(layer.parameters()))
+    wrong: list[str] = []
+
+    def work() -> None:
+        for _ in range(20):
+            found = torch.autograd.grad(layer(x)[0].sum(), list(layer.parameters()))
+            if not all(map(torch.equal, found, want)):
+                wrong.append(threading.current_thread().name)
+
+    others = [threading.Thread(target=work) for _ in range(4)]
+    for other in others:
+        other.start()
+    for other in others:
+        other.join()
+    assert not wrong
