@@ -13,7 +13,7 @@ levels; choose the highest that is still convenient:
     the loop and the weight gradients after it are large matrix products that this class does.
 
 A backend may be of whole calls and of layers at once: `StackBackend.takes` then says which calls it
-takes whole. Those that torch.compile traces, it sees as layers only.
+takes whole.
 
 A plugin imports this module and `fastrnn.request`, never the modules or the dispatcher.
 
@@ -169,8 +169,8 @@ class StackBackend(Backend):
         """Whether `run` is what gets a call that `can_run` accepts.
 
         Override it in a backend that is a `LayerBackend`, too: what it does not take comes to that
-        layer by layer. Calls with `recompute` or `all_states` have to; graphs (`compiling`) and
-        what is `transformed` can.
+        layer by layer, such as graphs (`compiling`) or what is `transformed`. Calls with
+        `recompute` or `all_states` do so unasked.
         """
         return True
 

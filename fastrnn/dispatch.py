@@ -160,6 +160,8 @@ def decide_anew(
 
 
 def _takes_whole(backend: Backend, request: Request) -> bool:
+    if isinstance(backend, LayerBackend) and (request.recompute or request.all_states):
+        return False  # no stack's `run` does these
     return isinstance(backend, StackBackend) and backend.takes(request)
 
 

@@ -10,7 +10,7 @@ two streams share neither, and two threads on one stream are kept apart by a loc
 a fill to the last replay. Tensors need no more care than with plain launches: all work is enqueued
 before `run` returns, on the stream that was current, as the caching allocator expects.
 
-While a caller captures a graph of his own, the same kernels become nodes of his.
+While a caller captures a graph, the same kernels become nodes of that one.
 """
 
 from __future__ import annotations

@@ -56,8 +56,8 @@ class NumbaBackend(StackBackend, LayerBackend):
         return cost.estimate(request)
 
     def takes(self, request: Request) -> bool:
-        """What is left to Python, and wants no more of it than outputs and last states."""
-        return not (request.compiling or request.all_states or request.recompute)
+        """What no graph holds: its calls are of Python."""
+        return not request.compiling
 
     def run(self, call: StackCall) -> tuple[Tensor, ...]:
         """Rows as they lie, but for padded ones of which much is past their ends."""

@@ -2,12 +2,14 @@
 
 Rows of different lengths are taken to end evenly spread over the T steps. The constants were
 fitted on a two-core x86 machine with AVX-512 to ratios: to what the fastest of the other backends
-takes, in the units of that one's estimate; see `fastrnn_aten.cpu`. Those of LSTMs are smaller for
-the sake of oneDNN's, whose steps are estimated at a half of what they take here.
+takes, in the units of that one's estimate; see `fastrnn_aten.cpu`. Those of threads that share a
+layer's rows were fitted on another such machine, to what all backends take there. Those of LSTMs
+are smaller for the sake of oneDNN's, whose steps are estimated at a half of what they take here.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from fastrnn.request import Cost
@@ -99,6 +101,7 @@ def estimate(request: Request) -> Cost:
     return Cost(MARGIN * seconds, why)
 
 
+@lru_cache(maxsize=256)
 def threads(request: Request) -> int:
     """Among how many threads the rows are shared out."""
     number = min(request.threads, rows(request) // PART)

@@ -7,7 +7,7 @@ for r, z and both halves of n, and is zero in those of the other's half; see `fa
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional
@@ -83,22 +83,11 @@ def backward(
     return LayerGradients(x=d_x, **rest)
 
 
-class _Found(NamedTuple):
-    """Gradients of one group, in a layer's form; None where not wanted."""
-
-    x: Tensor | None
-    """(N, I)"""
-    weight_ih: Tensor | None
-    weight_hh: Tensor | None
-    bias: Tensor | None
-    h0: Tensor | None
-    c0: Tensor | None
-
-
 def _backward_of(
     how: How, grad: OutputGradients, layer: Layer, output: Tensor, saved: Sequence[Tensor],
     wanted: Wanted, g: int,
-) -> _Found:  # fmt: skip
+) -> LayerGradients:  # fmt: skip
+    """Those of one group, without its dimension; of x (N, I)."""
     x, hx, own = _input(layer, g), _states(layer, g), _of_torch(layer, g)
     h, d_h_n, d_c_n = _group(output, g), grad.h_n, grad.c_n
     if layer.cell == "gru" and d_c_n is not None:  # c is h
@@ -127,7 +116,7 @@ def _backward_of(
         if d_bias is not None and around.bias_hh is not None:
             d_bias = torch.cat((d_bias, around.bias_hh[-hidden:]))
         d_c0 = torch.zeros_like(made.d_h0)  # it is h0, which has all of it
-    return _Found(around.x, d_ih, d_hh, d_bias, made.d_h0, d_c0)
+    return LayerGradients(around.x, d_ih, d_hh, d_bias, made.d_h0, d_c0)
 
 
 def _hows(layer: Layer) -> list[How]:

@@ -21,7 +21,7 @@ from fastrnn.cell import cell_of
 from fastrnn.ops import layer_forward
 from fastrnn_numba import cost
 from fastrnn_numba.backend import NumbaBackend
-from numba_cases import CELLS, layer
+from numba_cases import CELLS, layer, rows_and_marks
 from rows_cases import assert_same, results, start
 
 SIZES = {
@@ -81,17 +81,10 @@ def test_states_of_every_step(
 ) -> None:  # fmt: skip
     how = {"batch_first": batch_first, "bidirectional": bidirectional, "bias": bias}
     ours = layer(cell, 3, 5, layers, **how)
-    x = torch.randn(steps, batch, 3, dtype=torch.float64)
-    marks: dict[str, Any] = {}
+    lengths = None
     if has_lengths:
         lengths = data.draw(st.lists(st.integers(0, steps), min_size=batch, max_size=batch))
-        marks["lengths"] = lengths
-        for row, length in enumerate(lengths):
-            x[length:, row] = torch.nan  # nobody must care
-    if density is not None:
-        resets = torch.rand(steps, batch) < density
-        marks["resets"] = resets.mT if batch_first else resets
-    x = x.transpose(0, 1) if batch_first else x
+    x, marks = rows_and_marks(steps, batch, lengths, density, batch_first=batch_first)
     made, plain = [], []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cost, "threads", lambda request: threads)
