@@ -112,7 +112,11 @@ def _backward_fake(*arguments: Any) -> list[Tensor]:
 
 
 def _autograd(*arguments: Any) -> tuple[Tensor, ...]:
-    return cast("tuple[Tensor, ...]", LayerFunction.apply(*arguments))
+    # torch's compiled graphs call operators without recording them, and to have nothing recorded
+    # by a Function takes longer than twenty small steps
+    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+        return cast("tuple[Tensor, ...]", LayerFunction.apply(*arguments))
+    return LayerFunction.forward(*arguments)
 
 
 _library.impl("layer_forward", layer_call.forward, "CompositeExplicitAutograd")

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastrnn
 from fastrnn import layer_call
+from fastrnn.autograd import LayerFunction
 from fastrnn.flat import FIELDS, fields_of, layer_of
 
 LAYERS: dict[str, Callable[..., torch.nn.Module]] = {
@@ -87,6 +88,22 @@ def test_no_operator_is_called_where_nobody_looks(monkeypatch: pytest.MonkeyPatc
     with torch.no_grad():
         module(x)
     with pytest.raises(AssertionError, match="an operator was called"), Looking():
+        module(x)
+
+
+def test_an_operator_that_nobody_records_is_no_function_of_autograd(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*given: object) -> None:
+        raise AssertionError("recorded")
+
+    monkeypatch.setattr(LayerFunction, "apply", refuse)
+    module, x = fastrnn.RNN(3, 4, backend="reference"), torch.randn(5, 2, 3)
+    with Seen() as seen, torch.no_grad():
+        output, _ = module(x)
+    assert seen.names == ["layer_forward"]
+    assert not output.requires_grad
+    with pytest.raises(AssertionError, match="recorded"), Seen():
         module(x)
 
 
