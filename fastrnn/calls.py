@@ -16,7 +16,7 @@ from fastrnn.options import Options, as_constant, constants
 from fastrnn.plugins import registry
 from fastrnn.precision import arch_of, float32_precision
 from fastrnn.request import Request, Spec
-from fastrnn.transforms import has_tangents, is_transformed
+from fastrnn.transforms import has_tangents, is_transformed, requires_grad
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -358,6 +358,11 @@ def _gradients(
     """Whether one is needed, and whether that is none of a weight."""
     if not torch.is_grad_enabled():
         return False, False
+    if torch._C._are_functorch_transforms_active():
+        if any(map(requires_grad, weights)):
+            return True, False
+        needed = any(map(requires_grad, (input, *states)))
+        return needed, needed
     for weight in weights:
         if weight.requires_grad:
             return True, False

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+_C = torch._C._functorch
+
 
 def is_transformed(input: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> bool:
     """Whether forward-mode derivatives are on, or one of the tensors stands for many."""
@@ -27,11 +29,23 @@ def has_tangents() -> bool:
     return forward_ad._current_level >= 0
 
 
+def requires_grad(tensor: Tensor) -> bool:
+    """Whether anybody asks for a tensor's gradient: also who hands it to a transform.
+
+    What vmap hands out does not require grad itself, even if it is many that do. A graph cannot
+    look what that is, and takes it that they do.
+    """
+    if torch.compiler.is_compiling():
+        return tensor.requires_grad or torch._C._are_functorch_transforms_active()
+    while not tensor.requires_grad and _C.is_functorch_wrapped_tensor(tensor):
+        tensor = _C.get_unwrapped(tensor)
+    return tensor.requires_grad
+
+
 def is_batched(tensor: Tensor) -> bool:
     """Whether a tensor is one of those that vmap hands out, within whatever other transform."""
-    functorch = torch._C._functorch
-    while functorch.is_functorch_wrapped_tensor(tensor):
-        if functorch.is_batchedtensor(tensor):
+    while _C.is_functorch_wrapped_tensor(tensor):
+        if _C.is_batchedtensor(tensor):
             return True
-        tensor = functorch.get_unwrapped(tensor)
+        tensor = _C.get_unwrapped(tensor)
     return False

@@ -20,6 +20,7 @@ from torch.func import (
 import fastrnn
 from fastrnn import dispatch
 from fastrnn.request import Request
+from fastrnn.transforms import requires_grad
 from fastrnn_reference.backend import ReferenceBackend
 
 # torch's own: it compiles some of its formulas for tangents with what it has deprecated
@@ -183,6 +184,76 @@ def test_gradients_of_an_ensemble(make):
     close(got[1], torch.stack([each[1] for each in want]))
     for name in weights:
         close(got[0][name], torch.stack([each[0][name] for each in want]))
+
+
+def test_ensemble_trained_from_outside(make, calls):
+    """What vmap hands out does not require grad, whatever becomes of its result."""
+    modules = [make() for _ in range(MANY)]
+    weights, _ = stack_module_state(modules)
+    loss = loss_of(modules[0])
+    got = torch.autograd.grad(vmap(loss)(weights, X).sum(), list(weights.values()))
+    layers, directions = modules[0].num_layers, 1 + modules[0].bidirectional
+    one_of_each = [(name, B, MANY * directions) for name in ("forward", "backward")]
+    assert calls == [each for each in one_of_each for _ in range(layers)]
+    for name, gradient in zip(weights, got, strict=True):
+        want = [grad(loss)(weights_of(m), x)[name] for m, x in zip(modules, X, strict=True)]
+        close(gradient, torch.stack(want))
+
+
+@pytest.mark.parametrize("how", [{"recompute": 2}, {"error_clip": 0.01}], ids=str)
+def test_ensemble_trained_from_outside_with(how):
+    modules = [fastrnn.LSTM(I, H, **how).double() for _ in range(MANY)]
+    weights, _ = stack_module_state(modules)
+    loss = loss_of(modules[0])
+    got = torch.autograd.grad(vmap(loss)(weights, X).sum(), list(weights.values()))
+    for name, gradient in zip(weights, got, strict=True):
+        want = [grad(loss)(weights_of(m), x)[name] for m, x in zip(modules, X, strict=True)]
+        close(gradient, torch.stack(want))
+
+
+def test_gradients_of_inputs_from_outside(make):
+    module = make().requires_grad_(False)
+    x = X.clone().requires_grad_()
+    (got,) = torch.autograd.grad(vmap(lambda x: module(x)[0].square().sum())(x).sum(), x)
+    close(got, torch.stack([grad(lambda x: module(x)[0].square().sum())(each) for each in X]))
+
+
+def test_nothing_is_saved_for_nobody(monkeypatch):
+    seen = []
+    run = ReferenceBackend.layer_forward
+
+    def spy(self, layer):
+        seen.append(layer.save)
+        return run(self, layer)
+
+    monkeypatch.setattr(ReferenceBackend, "layer_forward", spy)
+    modules = [fastrnn.LSTM(I, H).double() for _ in range(MANY)]
+    weights, _ = stack_module_state(modules)
+    ensemble = vmap(lambda w, x: functional_call(modules[0], w, (x,))[0])
+    ensemble(weights, X)
+    with torch.no_grad():
+        ensemble(weights, X)
+    ensemble({name: weight.detach() for name, weight in weights.items()}, X)
+    assert seen == [True, False, False]
+
+
+def test_whose_gradients_are_asked_for():
+    found = []
+
+    def ask(x):
+        found.append(requires_grad(x))
+        return x.sum()
+
+    plain, leaf = torch.ones(2, 2), torch.ones(2, 2, requires_grad=True)
+    for x in (plain, leaf):
+        ask(x)
+        vmap(ask)(x)
+        vmap(vmap(ask))(x)
+    assert found == [False] * 3 + [True] * 3
+    found.clear()
+    grad(lambda x: vmap(ask)(x).sum())(plain)
+    vmap(grad(ask))(plain)
+    assert found == [True, True]
 
 
 def test_one_vmap_in_another(make):

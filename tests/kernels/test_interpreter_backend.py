@@ -227,8 +227,10 @@ def test_many_networks_and_many_samples_are_one_launch(cell):
     for backend in ("reference", "triton"):
         networks[0].backend = backend
         gradients = torch.func.grad(loss)
+        every = torch.func.vmap(loss)(weights, x).sum()
         found.append(
             (
+                torch.autograd.grad(every, list(weights.values())),
                 torch.func.vmap(gradients, (0, None))(weights, x[0]),
                 torch.func.vmap(gradients, (None, 0))(one, x),
                 torch.func.vmap(loss, (None, 0))(one, x),
