@@ -10,29 +10,33 @@ walks the schema and the trees of arguments on every call, which shows at small 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from fastrnn import batching, layer_call, unrolled
-from fastrnn.backend import Layer, Wanted
-from fastrnn.flat import FIELDS, SAVED, TENSORS, WANTED, fields_of, layer_of
+from fastrnn.flat import (
+    AT_ALL_STATES,
+    AT_C0,
+    AT_FIELDS,
+    AT_WANTED,
+    TENSORS,
+    WANTED,
+    fields_of,
+    layer_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
+    from fastrnn.backend import Layer
+
 _keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
 """Whether the backward pass that is running retains its graph; what torch's own compiled graphs ask
 before they write over saved tensors. None where torch has no such function."""
-
-MADE = ("output", "h_n", "c_n", "cells")
-"""What `layer_forward` returns before what is saved, and what has gradients."""
-AT_C0, AT_ALL_STATES = FIELDS.index("c0"), FIELDS.index("all_states")
-AT_WANTED = len(MADE) + 2 + SAVED
-"""In the arguments of `layer_backward`: four gradients, output, cells, what was saved, `wanted`."""
-AT_FIELDS = AT_WANTED + 1
 
 
 class LayerFunction(torch.autograd.Function):
@@ -41,7 +45,10 @@ class LayerFunction(torch.autograd.Function):
     @staticmethod
     def forward(*arguments: Any) -> tuple[Tensor, ...]:
         """The operator, below autograd."""
-        with torch._C._AutoDispatchBelowAutograd():
+        # Grad mode is off by now, which the levels below, within transforms, would take for the
+        # user's word; each of them records the operator for itself.
+        outer = torch._C._are_functorch_transforms_active()
+        with torch._C._AutoDispatchBelowAutograd(), torch.enable_grad() if outer else nullcontext():
             return cast("tuple[Tensor, ...]", torch.ops.fastrnn.layer_forward(*arguments))
 
     @staticmethod
@@ -83,29 +90,8 @@ class LayerFunction(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *arguments: Any) -> tuple[Any, Any]:
-        """V layers as one; see `fastrnn.batching`. What is saved is that of the one."""
-        *fields, backend = arguments
-        named = dict(zip(FIELDS, fields, strict=True))
-        dims = dict(zip(FIELDS, in_dims[:-1], strict=True))
-        size = info.batch_size
-        if any(dims[name] is not None for name in batching.WEIGHTS):
-            if not batching.can_be_groups(named, dims, size):
-                made = batching.one_by_one(LayerFunction.apply, in_dims, size, arguments)
-                return made, (0,) * len(made)
-            folded, where = batching.as_groups(named, dims, size), "groups"
-        else:
-            folded, where = batching.as_rows(named, dims, size), "rows"
-        made = LayerFunction.apply(*folded.values(), backend)
-        places = [getattr(batching.KINDS[name], where) for name in MADE]
-        if named["c0"] is None:
-            places[2:] = [None, None]
-        elif not named["all_states"]:
-            places[3] = None
-        parts = [
-            tensor if place is None else batching.part(tensor, place, size)
-            for tensor, place in zip(made[:4], places, strict=True)
-        ]
-        return (*parts, *made[4:]), (*places, *(None for _ in made[4:]))
+        """V layers as one."""
+        return batching.forward(LayerFunction.apply, info.batch_size, in_dims, arguments)
 
 
 class EagerLayer(torch.autograd.Function):
@@ -155,6 +141,7 @@ class LayerGradient(torch.autograd.Function):
         needed, wanted = ctx.needs_input_grad, ctx.wanted
         with torch.enable_grad():
             kept = [_apart(tensor) for tensor in ctx.saved_tensors]
+            kept[4 : 4 + WANTED] = _recording(kept, kept[4 : 4 + WANTED], wanted)
             layer = layer_of((*kept[4:], *ctx.static[:-1]))
             found = _gradients(layer, kept[:4], wanted)
         places = [i for i in (*range(4), *range(AT_FIELDS, AT_FIELDS + WANTED)) if needed[i]]
@@ -178,56 +165,9 @@ class LayerGradient(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *arguments: Any) -> tuple[Any, Any]:
-        """The gradients of V layers by way of one; see `LayerFunction.vmap`."""
-        size, wanted = info.batch_size, Wanted(*arguments[AT_WANTED])
-        *fields, backend = arguments[AT_FIELDS:]
-        named = dict(zip(FIELDS, fields, strict=True))
-        dims = dict(zip(FIELDS, in_dims[AT_FIELDS:-1], strict=True))
-        own_weights = any(dims[name] is not None for name in batching.WEIGHTS)
-        as_groups = own_weights or any(getattr(wanted, name) for name in batching.WEIGHTS)
-        # whether `LayerFunction.vmap` has made of these V layers the one that is wanted here
-        is_made = own_weights or (not as_groups and any(isinstance(d, int) for d in dims.values()))
-        if as_groups and not batching.can_be_groups(named, dims, size):
-            function = LayerGradient.apply if own_weights else _replayed
-            found = batching.one_by_one(function, in_dims, size, arguments)
-            return found, (0,) * len(found)
-        if as_groups:
-            folded = batching.as_groups(named, dims, size, own_x=wanted.x)
-            where = "groups"
-        else:
-            folded, where = batching.as_rows(named, dims, size), "rows"
-        merged = []
-        for name, tensor, dim in zip((*MADE, "output", "cells"), arguments, in_dims, strict=False):
-            is_empty = name == "cells" and not (named["all_states"] and named["c0"] is not None)
-            place = getattr(batching.KINDS[name], where)
-            merged.append(tensor if is_empty else batching.merge(tensor, dim, place, size))
-        made = (*merged[4:], *arguments[AT_WANTED - SAVED : AT_WANTED])
-        if not is_made:
-            output, _, _, *rest = LayerFunction.apply(*folded.values(), backend)
-            made = (output, *rest)
-        found = LayerGradient.apply(*merged[:4], *made, wanted, *folded.values(), backend)
-        shares_x = where == "groups" and named["x"].dim() - (dims["x"] is not None) == 3
-        parts, places = [], []
-        for name, gradient in zip(_names(wanted), found, strict=True):
-            place = getattr(batching.KINDS[name], where)
-            own = batching.part(gradient, place, size)
-            if name == "x" and shares_x:
-                own = own.sum(3)
-            parts.append(own)
-            places.append(place)
-        return tuple(parts), tuple(places)
-
-
-def _names(wanted: Wanted) -> list[str]:
-    return [name for name, is_wanted in zip(wanted._fields, wanted, strict=True) if is_wanted]
-
-
-def _replayed(*arguments: Any) -> tuple[Tensor, ...]:
-    """`LayerGradient` of a layer that was not run by itself, so that it saved nothing."""
-    fields = arguments[AT_FIELDS:]
-    output, _, _, *saved = LayerFunction.apply(*fields)
-    given = (*arguments[: len(MADE)], output, *saved, arguments[AT_WANTED], *fields)
-    return cast("tuple[Tensor, ...]", LayerGradient.apply(*given))
+        """The gradients of V layers by way of one."""
+        rule = batching.backward
+        return rule(LayerFunction.apply, LayerGradient.apply, info.batch_size, in_dims, arguments)
 
 
 def _gradients(
@@ -258,6 +198,24 @@ def _apart(tensor: Tensor | None) -> Tensor | None:
     is somebody else's part of the chain rule.
     """
     return None if tensor is None else tensor.view_as(tensor)
+
+
+def _recording(
+    tensors: Sequence[Tensor | None], fields: Sequence[Tensor | None], wanted: Sequence[bool]
+) -> list[Tensor | None]:
+    """The fields, so that the wanted ones are differentiable where some of the tensors are.
+
+    What was differentiated at an inner level of transforms need not be at this one: as the input of
+    `grad(lambda weights: grad(loss, 1)(weights, x).norm())`. No tensor can be made a leaf within a
+    transform, but what has a sum over nothing of one that is differentiable added to it is so, too.
+    """
+    some = next(tensor for tensor in tensors if tensor is not None and tensor.requires_grad)
+    return [
+        field + some.flatten()[:0].sum().to(field.dtype)
+        if is_wanted and field is not None and not field.requires_grad
+        else field
+        for field, is_wanted in zip(fields, wanted, strict=True)
+    ]
 
 
 def _are_many(grads: Sequence[Tensor | None]) -> bool:

@@ -4,18 +4,28 @@ Layers that share their weights are one layer with V times the rows. Layers with
 own, an ensemble, are one layer with V times the groups, which run side by side; so are the
 gradients of V samples, each of which has weight gradients of its own. What no layer can say in one
 call (rows that end at other steps in every group, chains) is run one by one.
+
+`forward` and `backward` are the rules, of the functions of `fastrnn.autograd` as of the operators
+of `fastrnn.ops`, which graphs are made of: what they call is an argument.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from fastrnn.backend import Wanted
+from fastrnn.flat import AT_FIELDS, AT_WANTED, FIELDS, MADE, SAVED
+
 Dims = Sequence[Any]
 """Of each argument, the dim along which it is many; None if it is one for all."""
+
+Call = Callable[..., Sequence[Tensor]]
+"""With the arguments of `layer_forward`, or of `layer_backward`."""
 
 WEIGHTS = ("weight_ih", "weight_hh", "bias", "weight_hr", "weight_chain", "cell_weight")
 MOST_MIXED_GROUPS = 63
@@ -50,6 +60,105 @@ KINDS = {
     "c_n": Kind(1, 0),
     "cells": Kind(1, 2),
 }
+
+
+def forward(
+    call: Call, size: int, in_dims: Dims, arguments: Sequence[Any]
+) -> tuple[tuple[Tensor, ...], Dims]:
+    """V layers as one. What is saved is that of the one.
+
+    Args:
+        call: `layer_forward`, of the one.
+        size: V.
+        in_dims: of each argument.
+        arguments: those of `layer_forward`.
+
+    Returns:
+        what V layers make, and the dims of each along which it is many.
+    """
+    *fields, backend = arguments
+    named = dict(zip(FIELDS, fields, strict=True))
+    dims = dict(zip(FIELDS, in_dims[:-1], strict=True))
+    if any(dims[name] is not None for name in WEIGHTS):
+        if not can_be_groups(named, dims, size):
+            one_by_one = _one_by_one(call, in_dims, size, arguments)
+            return one_by_one, (0,) * len(one_by_one)
+        folded, where = as_groups(named, dims, size), "groups"
+    else:
+        folded, where = as_rows(named, dims, size), "rows"
+    made = call(*folded.values(), backend)
+    places = [getattr(KINDS[name], where) for name in MADE]
+    if named["c0"] is None:
+        places[2:] = [None, None]
+    elif not named["all_states"]:
+        places[3] = None
+    parts = [
+        tensor if place is None else part(tensor, place, size)
+        for tensor, place in zip(made[:4], places, strict=True)
+    ]
+    return (*parts, *made[4:]), (*places, *(None for _ in made[4:]))
+
+
+def backward(
+    replay: Call, call: Call, size: int, in_dims: Dims, arguments: Sequence[Any]
+) -> tuple[tuple[Tensor, ...], Dims]:
+    """The gradients of V layers by way of one.
+
+    Args:
+        replay: `layer_forward`, where the one was not run by itself and so saved nothing.
+        call: `layer_backward`, of the one.
+        size: V.
+        in_dims: of each argument.
+        arguments: those of `layer_backward`.
+
+    Returns:
+        the gradients, and the dims of each along which it is many.
+    """
+    wanted = Wanted(*arguments[AT_WANTED])
+    *fields, backend = arguments[AT_FIELDS:]
+    named = dict(zip(FIELDS, fields, strict=True))
+    dims = dict(zip(FIELDS, in_dims[AT_FIELDS:-1], strict=True))
+    own_weights = any(dims[name] is not None for name in WEIGHTS)
+    many_groups = own_weights or any(getattr(wanted, name) for name in WEIGHTS)
+    # whether `forward` has made of these V layers the one that is wanted here
+    is_made = own_weights or (not many_groups and any(isinstance(d, int) for d in dims.values()))
+    if many_groups and not can_be_groups(named, dims, size):
+        each = call if own_weights else partial(_replayed, replay, call)
+        one_by_one = _one_by_one(each, in_dims, size, arguments)
+        return one_by_one, (0,) * len(one_by_one)
+    if many_groups:
+        folded = as_groups(named, dims, size, own_x=wanted.x)
+        where = "groups"
+    else:
+        folded, where = as_rows(named, dims, size), "rows"
+    merged = []
+    for name, tensor, dim in zip((*MADE, "output", "cells"), arguments, in_dims, strict=False):
+        is_empty = name == "cells" and not (named["all_states"] and named["c0"] is not None)
+        place = getattr(KINDS[name], where)
+        merged.append(tensor if is_empty else merge(tensor, dim, place, size))
+    made = (*merged[4:], *arguments[AT_WANTED - SAVED : AT_WANTED])
+    if not is_made:
+        output, _, _, *rest = replay(*folded.values(), backend)
+        made = (output, *rest)
+    found = call(*merged[:4], *made, wanted, *folded.values(), backend)
+    shares_x = where == "groups" and named["x"].dim() - (dims["x"] is not None) == 3
+    parts, places = [], []
+    names = [name for name, is_wanted in zip(wanted._fields, wanted, strict=True) if is_wanted]
+    for name, gradient in zip(names, found, strict=True):
+        place = getattr(KINDS[name], where)
+        own = part(gradient, place, size)
+        if name == "x" and shares_x:
+            own = own.sum(3)
+        parts.append(own)
+        places.append(place)
+    return tuple(parts), tuple(places)
+
+
+def _replayed(replay: Call, call: Call, *arguments: Any) -> Sequence[Tensor]:
+    """`layer_backward` of a layer that was not run by itself, so that it saved nothing."""
+    fields = arguments[AT_FIELDS:]
+    output, _, _, *saved = replay(*fields)
+    return call(*arguments[: len(MADE)], output, *saved, arguments[AT_WANTED], *fields)
 
 
 def merge(tensor: Tensor | None, dim: int | None, into: int, size: int) -> Tensor | None:
@@ -127,9 +236,7 @@ def _x_as_groups(x: Tensor, dim: int | None, groups: int, size: int, own_x: bool
     return own.expand(-1, -1, -1, groups, -1).flatten(2, 3)
 
 
-def one_by_one(
-    function: Callable[..., Sequence[Tensor]], dims: Dims, size: int, arguments: Sequence[Any]
-) -> tuple[Tensor, ...]:
+def _one_by_one(call: Call, dims: Dims, size: int, arguments: Sequence[Any]) -> tuple[Tensor, ...]:
     """V calls, and what they return stacked along dim 0."""
     results = []
     for v in range(size):
@@ -137,5 +244,5 @@ def one_by_one(
             each.select(dim, v) if isinstance(dim, int) else each
             for each, dim in zip(arguments, dims, strict=True)
         ]
-        results.append(function(*own))
+        results.append(call(*own))
     return tuple(torch.stack(parts) for parts in zip(*results, strict=True))

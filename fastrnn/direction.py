@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch.nn import functional
 
+from fastrnn.transforms import is_batched
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
@@ -128,9 +130,12 @@ def sums(x: Tensor, own: Weights, of_x: Tensor, of_h: Tensor, needed: Sequence[b
 
 
 def are_many(grads: Sequence[Tensor | None]) -> bool:
-    """Whether they are many of each at once (`is_grads_batched`), which nothing in place takes."""
-    is_batched = torch._C._functorch.is_legacy_batchedtensor
-    return any(grad is not None and is_batched(grad) for grad in grads)
+    """Whether they are many of each at once, which nothing in place takes.
+
+    As `is_grads_batched` hands them out, and `vmap` over a function that calls for gradients.
+    """
+    is_legacy = torch._C._functorch.is_legacy_batchedtensor
+    return any(grad is not None and (is_legacy(grad) or is_batched(grad)) for grad in grads)
 
 
 def differentiable(

@@ -21,6 +21,12 @@ FIELDS = (
 )  # fmt: skip
 """The fields of a `Layer` in the order of the operators' arguments."""
 TENSORS = FIELDS.index("cell")
+AT_C0, AT_ALL_STATES = FIELDS.index("c0"), FIELDS.index("all_states")
+MADE = ("output", "h_n", "c_n", "cells")
+"""What `layer_forward` returns before what is saved, and what has gradients."""
+AT_WANTED = len(MADE) + 2 + SAVED
+"""In the arguments of `layer_backward`: four gradients, output, cells, what was saved, `wanted`."""
+AT_FIELDS = AT_WANTED + 1
 
 
 def fields_of(layer: Layer) -> tuple[Any, ...]:

@@ -14,8 +14,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch._functorch.utils import enable_single_level_autograd_function
 
-from fastrnn import chunked, layer_call, unrolled
+from fastrnn import batching, chunked, layer_call, unrolled
 from fastrnn.autograd import LayerFunction, apply_eagerly
 from fastrnn.backend import LayerOutput
 from fastrnn.flat import SAVED, TENSORS, fields_of
@@ -111,14 +112,32 @@ def _backward_fake(*arguments: Any) -> list[Tensor]:
     ]
 
 
+_at_one_level: Callable[..., tuple[Tensor, ...]]
+_at_one_level = super(torch.autograd.Function, LayerFunction).apply
+"""`LayerFunction.apply`, but for the level of autograd that the operator was called at; that begins
+with the outermost."""
+
+
 def _autograd(*arguments: Any) -> tuple[Tensor, ...]:
+    if torch.is_grad_enabled():
+        with enable_single_level_autograd_function():
+            return _at_one_level(*arguments)
     # torch's compiled graphs call operators without recording them, and to have nothing recorded
     # by a Function takes longer than twenty small steps
-    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
-        return cast("tuple[Tensor, ...]", LayerFunction.apply(*arguments))
-    return LayerFunction.forward(*arguments)
+    with torch._C._AutoDispatchBelowAutograd():
+        return cast("tuple[Tensor, ...]", _ops.layer_forward(*arguments))
 
 
+def _many_forward(info: Any, in_dims: Any, *arguments: Any) -> tuple[Any, Any]:
+    return batching.forward(_ops.layer_forward, info.batch_size, in_dims, arguments)
+
+
+def _many_backward(info: Any, in_dims: Any, *arguments: Any) -> tuple[Any, Any]:
+    calls = _ops.layer_forward, _ops.layer_backward
+    return batching.backward(*calls, info.batch_size, in_dims, arguments)
+
+
+_ops = torch.ops.fastrnn
 _library.impl("layer_forward", layer_call.forward, "CompositeExplicitAutograd")
 _library.impl("layer_forward", _autograd, "Autograd")
 _library.impl("layer_backward", layer_call.backward, "CompositeExplicitAutograd")
@@ -128,3 +147,5 @@ _library.impl(
 torch.library.register_fake("fastrnn::layer_forward", _forward_fake, lib=_library)
 for _name in ("layer_backward", "layer_backward_"):
     torch.library.register_fake(f"fastrnn::{_name}", _backward_fake, lib=_library)
+torch.library.register_vmap("fastrnn::layer_forward", _many_forward, lib=_library)
+torch.library.register_vmap("fastrnn::layer_backward", _many_backward, lib=_library)

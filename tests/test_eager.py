@@ -97,7 +97,7 @@ def test_an_operator_that_nobody_records_is_no_function_of_autograd(
     def refuse(*given: object) -> None:
         raise AssertionError("recorded")
 
-    monkeypatch.setattr(LayerFunction, "apply", refuse)
+    monkeypatch.setattr(LayerFunction, "setup_context", refuse)
     module, x = fastrnn.RNN(3, 4, backend="reference"), torch.randn(5, 2, 3)
     with Seen() as seen, torch.no_grad():
         output, _ = module(x)

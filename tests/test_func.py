@@ -218,6 +218,51 @@ def test_gradients_of_inputs_from_outside(make):
     close(got, torch.stack([grad(lambda x: module(x)[0].square().sum())(each) for each in X]))
 
 
+@pytest.mark.parametrize("how", ["outside", "inside", "of leaves", "of many"])
+def test_penalty_on_the_gradient_of_the_input(make, how):
+    """Differentiated by the weights, of which the inner gradient is none."""
+    module = make()
+    loss = loss_of(module)
+
+    def penalty(weights, x):
+        return grad(loss, argnums=1)(weights, x).square().sum()
+
+    leaves = weights_of(module)
+    plain = {name: weight.detach() for name, weight in leaves.items()}
+    if how == "outside":
+        got = torch.autograd.grad(penalty(leaves, X[0]), list(leaves.values()))
+    elif how == "of many":
+        got = [each[0] for each in vmap(grad(penalty), (None, 0))(plain, X[:1]).values()]
+    else:
+        got = grad(penalty)(leaves if how == "of leaves" else plain, X[0]).values()
+    x = X[0].clone().requires_grad_()
+    (d_x,) = torch.autograd.grad(loss(leaves, x), x, create_graph=True)
+    want = torch.autograd.grad(d_x.square().sum(), list(leaves.values()))
+    for one, other in zip(got, want, strict=True):
+        close(one, other)
+
+
+@pytest.mark.parametrize("backend", ["reference", "rows"])
+def test_many_gradients_of_one_output(make, backend, calls):
+    """`vmap` over torch.autograd's own gradient: V backward passes as one."""
+    module = make()
+    if backend == "rows" and (module.proj_size or module.mode == "RNN_SIGMOID"):
+        pytest.skip("rows has no projections and no sigmoid")
+    module.backend = backend
+    output, leaves = module(X[0])[0], list(module.parameters())
+    weights = torch.randn(MANY, *output.shape, dtype=torch.float64)
+
+    def gradient(weight):
+        return torch.autograd.grad(output, leaves, weight, retain_graph=True)
+
+    calls.clear()
+    got = vmap(gradient)(weights)
+    if backend == "reference":
+        assert [name for name, *_ in calls].count("backward") == module.num_layers
+    for one, other in zip(got, zip(*map(gradient, weights), strict=True), strict=True):
+        close(one, torch.stack(other))
+
+
 def test_nothing_is_saved_for_nobody(monkeypatch):
     seen = []
     run = ReferenceBackend.layer_forward

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.export import Dim
+from torch.func import functional_call, grad, stack_module_state, vmap
 
 import fastrnn
 
@@ -110,3 +115,104 @@ def test_compiled_code_and_not_only_its_graph():
         want, got = all_of(module(x)), all_of(compiled(x))
         torch.testing.assert_close(got, want)
         torch.testing.assert_close(gradients(got, module, x), gradients(want, module, x))
+
+
+class Counted:
+    """A compiler that counts the layers in what autograd has made of a graph, both passes."""
+
+    def __init__(self) -> None:
+        self.layers: list[tuple[int, int]] = []
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: list[object]) -> object:
+        return aot_autograd(fw_compiler=self._count)(graph, inputs)
+
+    def _count(self, graph: torch.fx.GraphModule, inputs: list[object]) -> object:
+        names = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+        self.layers.append(
+            tuple(sum(part in name for name in names) for part in ("layer_forward", "layer_back"))
+        )
+        return make_boxed_func(graph)
+
+
+MANY = 3
+TRANSFORMED = {
+    # by how many layers forward and back the results come about, and then their derivatives
+    "an ensemble": (
+        lambda loss, stacked, one, x: vmap(loss, (0, None))(stacked, x[0]).sum(),
+        [(1, 0), (0, 1)],
+    ),
+    "many inputs": (
+        lambda loss, stacked, one, x: vmap(loss, (None, 0))(one, x).sum(),
+        [(1, 0), (0, 1)],
+    ),
+    "a gradient": (
+        lambda loss, stacked, one, x: squares(grad(loss)(one, x[0])),
+        None,
+    ),
+    "gradients of an ensemble": (
+        lambda loss, stacked, one, x: squares(vmap(grad(loss), (0, None))(stacked, x[0])),
+        None,
+    ),
+    "gradients of samples": (
+        lambda loss, stacked, one, x: squares(vmap(grad(loss), (None, 0))(one, x)),
+        None,
+    ),
+    "a penalty on the gradient of the input": (
+        lambda loss, stacked, one, x: grad(loss, 1)(one, x[0]).square().sum(),
+        None,
+    ),
+}
+
+
+def squares(found):
+    return sum(each.square().sum() for each in found.values())
+
+
+@pytest.mark.parametrize("case", TRANSFORMED)
+@pytest.mark.parametrize("cell", ["LSTM", "RNN"])
+def test_transforms_within_a_graph(cell, case):
+    """What `torch.func` makes of a layer is in the graph, in one piece; and is differentiated."""
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    run, layers = TRANSFORMED[case]
+    modules = [getattr(fastrnn, cell)(I, H, backend="reference").double() for _ in range(MANY)]
+    stacked, _ = stack_module_state(modules)
+    one = dict(modules[0].named_parameters())
+
+    def loss(weights, x):
+        output, _ = functional_call(modules[0], weights, (x,))
+        return output.square().sum()
+
+    counted = Counted()
+    compiled = torch.compile(partial(run, loss), fullgraph=True, backend=counted)
+    x = torch.randn(MANY, 3, 2, I, dtype=torch.float64)
+    leaves = [*stacked.values(), *one.values()]
+    want, got = run(loss, stacked, one, x), compiled(stacked, one, x)
+    torch.testing.assert_close(got, want)
+    for one_, other in zip(
+        torch.autograd.grad(got, leaves, allow_unused=True),
+        torch.autograd.grad(want, leaves, allow_unused=True),
+        strict=True,
+    ):
+        torch.testing.assert_close(one_, other)
+    if layers is not None:
+        assert counted.layers == layers
+    detached = [{k: v.detach() for k, v in each.items()} for each in (stacked, one)]
+    torch.testing.assert_close(compiled(*detached, x), want.detach())
+
+
+def test_an_ensemble_in_one_graph_for_all_sizes():
+    torch.compiler.reset()
+    modules = [fastrnn.LSTM(I, H, backend="reference").double() for _ in range(MANY)]
+    weights, _ = stack_module_state(modules)
+    counter = CompileCounterWithBackend("aot_eager")
+
+    def ensemble(weights, x):
+        return vmap(lambda w: functional_call(modules[0], w, (x,))[0])(weights)
+
+    compiled = torch.compile(ensemble, fullgraph=True, backend=counter)
+    for T, B in SIZES:
+        x = torch.randn(T, B, I, dtype=torch.float64)
+        torch._dynamo.mark_dynamic(x, (0, 1))
+        torch.testing.assert_close(compiled(weights, x), torch.stack([m(x)[0] for m in modules]))
+    assert counter.frame_count == 1

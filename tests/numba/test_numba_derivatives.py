@@ -59,6 +59,8 @@ def test_many_gradients_at_once(cell: str) -> None:
     (many,) = torch.autograd.grad(output, x, upstream, is_grads_batched=True, retain_graph=True)
     each = [torch.autograd.grad(output, x, one, retain_graph=True)[0] for one in upstream]
     torch.testing.assert_close(many, torch.stack(each))
+    (many,) = vmap(lambda one: torch.autograd.grad(output, x, one, retain_graph=True))(upstream)
+    torch.testing.assert_close(many, torch.stack(each))
 
 
 @pytest.mark.parametrize("cell", CELLS)
