@@ -56,8 +56,8 @@ class NumbaBackend(StackBackend, LayerBackend):
         return cost.estimate(request)
 
     def takes(self, request: Request) -> bool:
-        """What no graph holds: its calls are of Python."""
-        return not request.compiling
+        """What no graph holds and no transform sees into: its calls are of Python."""
+        return not (request.compiling or request.transformed)
 
     def run(self, call: StackCall) -> tuple[Tensor, ...]:
         """Rows as they lie, but for padded ones of which much is past their ends."""

@@ -79,6 +79,9 @@ CACHED = 2**19
 LITTLE = 2**20
 """Multiply-adds of all steps below which W_ih x takes less time than an operation of torch, even if
 a step has fewer rows than a tile."""
+APART = 3
+"""How many times as long Elman networks of few rows are taken to, where `vmap` may have made many
+of one: those are stepped one after another here, and by others side by side."""
 MARGIN = 1.05
 """Where the estimates are close, torch's path keeps the call: `auto` must not lose to it."""
 
@@ -94,6 +97,8 @@ def estimate(request: Request) -> Cost:
     seconds = layers * call + _work(request, number)
     if request.cell == "lstm" and steps(request) < FEW_STEPS * request.num_layers:
         seconds *= WHOLE
+    if request.transformed and request.cell not in LOOPS and rows(request) < PART:
+        seconds *= APART
     if request.padded:
         idle = steps(request) / request.num_layers * rows(request) / 2
         seconds += min(_idle(request, idle), packing(request))

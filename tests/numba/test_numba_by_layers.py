@@ -167,15 +167,14 @@ def test_other_calls_are_whole_stacks(monkeypatch: pytest.MonkeyPatch) -> None:
     decision = fastrnn.explain(ours, torch.randn(4, 2, 3))
     assert decision.whole
     asked = decision.request
-    for changes in ({"all_states": True}, {"recompute": 3}, {"compiling": True}):
+    for changes in (
+        {"all_states": True},
+        {"recompute": 3},
+        {"compiling": True},
+        {"transformed": True},
+    ):
         other = dispatch.decide(asked._replace(**changes), "numba")
         assert not other.whole
-
-
-def test_vmap_is_left_to_others() -> None:
-    ours = fastrnn.LSTM(3, 5, backend="numba")
-    with pytest.raises(fastrnn.BackendError, match="it takes whole stacks"):
-        torch.func.vmap(lambda x: ours(x)[0], in_dims=2, out_dims=2)(torch.randn(4, 2, 6, 3))
 
 
 @pytest.mark.parametrize("used", ["h_n", "c_n", "both"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fastrnn
-from fastrnn.dispatch import BackendError
+from fastrnn.dispatch import BackendError, decide
 from fastrnn_numba import backend, cost, tile
 
 
@@ -40,6 +40,21 @@ def test_without_numba_it_says_what_brings_it(monkeypatch: pytest.MonkeyPatch) -
         layer(x)
     assert fastrnn.explain(layer, x).backend != "numba"
     backend._unavailable.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("make", "batch", "backend"),
+    [
+        (fastrnn.GRU, 1, "numba"),
+        (fastrnn.LSTM, 8, "numba"),
+        (fastrnn.RNN, 8, "numba"),
+        (fastrnn.RNN, 1, "reference"),
+    ],
+)
+def test_where_vmap_goes(make: Any, batch: int, backend: str) -> None:
+    """Networks of few rows are stepped side by side where a step is little more than a product."""
+    asked = fastrnn.explain(make(64, 64), torch.randn(50, batch, 64)).request
+    assert decide(asked._replace(transformed=True, threads=1)).backend == backend
 
 
 def test_a_thread_takes_a_whole_tile_of_rows() -> None:

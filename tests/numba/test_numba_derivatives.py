@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, grad, jvp, stack_module_state, vmap
 from torch.utils.flop_counter import FlopCounterMode
 
 import fastrnn
@@ -76,11 +76,41 @@ def test_under_torch_func(cell: str) -> None:
     for name, weight in module.named_parameters():
         torch.testing.assert_close(found[name], weight.grad)
     samples = torch.randn(3, 4, 1, 3).double()
-    module.backend = "auto"  # of many calls at once fastrnn makes groups, which others run
     each = vmap(grad(loss), (None, 0))(weights, samples)
     for k, sample in enumerate(samples):
         one = grad(loss)(weights, sample)
         torch.testing.assert_close({name: g[k] for name, g in each.items()}, one)
+
+
+# torch's own: it compiles some of its formulas for tangents with what it has deprecated
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("marks", [(), ("lengths",), ("resets",), ("lengths", "resets")], ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+def test_many_networks(cell: str, marks: tuple[str, ...]) -> None:
+    """Groups of one call, whose gradients are asked for from within and from outside."""
+    known = {
+        "lengths": torch.tensor([4, 2]),
+        "resets": torch.tensor([[0, 0], [0, 1], [1, 0], [0, 1]]).bool(),
+    }
+    given = {name: known[name] for name in marks}
+    own = torch.randn(3, 4, 2, 3, dtype=torch.float64)
+    networks = [ours(cell, 3, 4) for _ in range(3)]
+    weights, _ = stack_module_state(networks)  # type: ignore[arg-type] # modules, all of one class
+    found = []
+
+    def loss(weights: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        output, state = functional_call(networks[0], weights, (x,), given)
+        states = state if isinstance(state, tuple) else (state,)
+        return output.square().sum() + sum(each.sin().sum() for each in states)
+
+    for backend in ("reference", "numba"):
+        networks[0].backend = backend
+        outside = torch.autograd.grad(vmap(loss)(weights, own).sum(), list(weights.values()))
+        shared = vmap(grad(loss, (0, 1)), (0, None))(weights, own[0])
+        one = dict(networks[0].named_parameters())
+        tangents = jvp(lambda x, one=one: loss(one, x), (own[0],), (own[1],))
+        found.append((outside, shared, vmap(loss, (None, 0))(one, own), tangents))
+    torch.testing.assert_close(*found)
 
 
 @pytest.mark.parametrize("cell", CELLS)
