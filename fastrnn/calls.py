@@ -14,7 +14,7 @@ from fastrnn.cell import cell_of
 from fastrnn.dispatch import current_override, decide
 from fastrnn.options import Options, as_constant, constants
 from fastrnn.plugins import registry
-from fastrnn.precision import arch_of, float32_precision
+from fastrnn.precision import arch_of, autocasts, float32_precision
 from fastrnn.request import Request, Spec
 from fastrnn.transforms import has_tangents, is_transformed, requires_grad
 
@@ -309,7 +309,7 @@ def make_request(
         seq_len, batch, _ = input.shape
     needs_grad, frozen = _gradients(input, states, weights)
     dtype = input.dtype
-    if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(kind):
+    if autocasts(kind):
         dtype = torch.get_autocast_dtype(kind)
     return Request(
         cell,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
 
 from fastrnn.cell import cell_of
-from fastrnn.request import Spec
+from fastrnn.precision import autocasts
+from fastrnn.request import Request, Spec
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -110,7 +112,7 @@ def check_tensors(
     if seq_len == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
     device, dtype = input.device, input.dtype
-    autocast = torch.is_autocast_enabled(device.type)
+    autocast = autocasts(device.type)
     for name, tensors in (("hidden", states), ("parameter", weights)):
         for tensor in tensors:
             if tensor.device != device:
@@ -179,3 +181,26 @@ def spec_of_weights(
                 f"expected shape {expected}, got {tuple(weight.shape)}"
             )
     return spec
+
+
+def check_weights(request: Request, weights: Sequence[Tensor]) -> None:
+    """Check the sizes of weights without projections, for backends whose code trusts them."""
+    for tensor, (name, size) in zip(weights, _sizes(request), strict=True):
+        if tensor.shape != size:
+            raise RuntimeError(f"Expected {name} size {size}, got {list(tensor.shape)}")
+
+
+@lru_cache(maxsize=256)
+def _sizes(request: Request) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Names and sizes of the weights, flat, in torch's order."""
+    rows = request.gates * request.hidden_size
+    found: list[tuple[str, tuple[int, ...]]] = []
+    for layer in range(request.num_layers):
+        width = request.hidden_size * request.directions if layer else request.input_size
+        for suffix in ("", "_reverse")[: request.directions]:
+            at = f"_l{layer}{suffix}"
+            found += [(f"weight_ih{at}", (rows, width))]
+            found += [(f"weight_hh{at}", (rows, request.hidden_size))]
+            if request.bias:
+                found += [(f"bias_ih{at}", (rows,)), (f"bias_hh{at}", (rows,))]
+    return tuple(found)

@@ -24,6 +24,7 @@ from fastrnn.cells import LSTMCell, RNNCell
 from fastrnn.modules import LSTM, RNN
 from fastrnn.recurrent import Recurrent
 from fastrnn.request import Spec
+from fastrnn.weight_drop import undropped
 
 if TYPE_CHECKING:
     import os
@@ -130,7 +131,9 @@ def gradient_flow(
     if not isinstance(input, Tensor):
         raise TypeError(f"input should be a Tensor, got: {type(input).__name__}")
     spec = _spec(layer)
-    weights = [[w.detach() for w in slot] for slot in cast("list[list[Tensor]]", layer.all_weights)]
+    with undropped(layer):
+        slots = cast("list[list[Tensor]]", layer.all_weights)
+    weights = [[w.detach() for w in slot] for slot in slots]
     x, states, unbatched = _prepare(spec, input, hx, weights[0][0], layer.batch_first)
     with torch.enable_grad():
         output, visited = _run(spec, x, states, weights, getattr(layer, "zoneout", 0.0))
@@ -178,7 +181,8 @@ def spectral_radius(module: nn.Module) -> dict[str, float]:
         for name in names:
             if not name.startswith("weight_hh"):
                 continue
-            blocks = torch.split(_exact(getattr(part, name)), part.hidden_size)
+            with undropped(part):
+                blocks = torch.split(_exact(getattr(part, name)), part.hidden_size)
             gates = _GATES.get(len(blocks)) or [f".{k}" for k in range(len(blocks))]
             for gate, block in zip(gates, blocks, strict=True):
                 if getattr(part, "proj_size", 0):

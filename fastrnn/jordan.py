@@ -17,6 +17,7 @@ from torch.nn.functional import linear
 
 from fastrnn.checks import check_type
 from fastrnn.functional import rnn
+from fastrnn.precision import autocasts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -272,7 +273,7 @@ class JordanRNN(nn.Module):
         if input.shape[1 if self.batch_first and dims == 3 else 0] == 0:
             raise ValueError("JordanRNN: Expected sequence length of input to be larger than 0")
         weight = self.weight_ih
-        if input.dtype != weight.dtype and not torch.is_autocast_enabled(input.device.type):
+        if input.dtype != weight.dtype and not autocasts(input.device.type):
             raise ValueError(
                 f"JordanRNN: input dtype ({input.dtype}) does not match weight dtype "
                 f"({weight.dtype}). Convert input: input.to({weight.dtype}), or convert model: "
@@ -287,7 +288,7 @@ def _checked(name: str, given: object, expected: tuple[int, ...], x: Tensor) -> 
         raise TypeError(f"JordanRNN: {name} should be a Tensor, got {_described(given)}")
     if given.shape != expected:
         raise ValueError(f"JordanRNN: Expected {name} size {expected}, got {tuple(given.shape)}")
-    if given.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+    if given.dtype != x.dtype and not autocasts(x.device.type):
         raise ValueError(f"JordanRNN: Expected {name} dtype {x.dtype}, got {given.dtype}")
     return given
 

@@ -19,6 +19,7 @@ from fastrnn import chunked
 from fastrnn.backend import LayerBackend, LayerOutput, OutputGradients, Wanted
 from fastrnn.flat import SAVED, layer_of
 from fastrnn.plugins import registry
+from fastrnn.precision import autocasts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -69,7 +70,7 @@ def layer_and_backend(
 def _no_autocast(layer: Layer) -> AbstractContextManager[object]:
     """The inputs were cast before the operator was called; nothing inside may cast again."""
     kind = layer.x.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+    return torch.autocast(kind, enabled=False) if autocasts(kind) else nullcontext()
 
 
 def padded(layer: Layer, made: LayerOutput) -> tuple[Tensor, ...]:

@@ -29,3 +29,10 @@ def _arch(index: int) -> str:
     if torch.version.hip is not None:
         return str(properties.gcnArchName).split(":", maxsplit=1)[0]
     return f"sm_{properties.major}{properties.minor}"
+
+
+def autocasts(device: str) -> bool:
+    """Whether operations on such a device are being cast: also of one that has no autocast."""
+    if not torch._C._is_any_autocast_enabled() or not torch.amp.is_autocast_available(device):
+        return False
+    return torch.is_autocast_enabled(device)

@@ -15,6 +15,7 @@ from torch import Tensor
 from fastrnn import checks
 from fastrnn.cell import cell_of
 from fastrnn.streaming import one_direction
+from fastrnn.weight_drop import undropped
 
 if TYPE_CHECKING:
     from fastrnn.cell_modules import GRU
@@ -160,7 +161,8 @@ class Stepper:
         shares = self._layer.zoneout
         pair = (shares, shares) if isinstance(shares, float | int) else (shares[0], shares[1])
         self._zoneout = pair if any(pair) else None
-        weights = self._layer._weights()
+        with undropped(self._layer):
+            weights = self._layer._weights()
         size = len(weights) // len(self._levels)
         cell = cell_of(self._spec.cell)
         order = _ORDER.get(cell.name, range(cell.gates))

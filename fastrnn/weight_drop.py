@@ -9,7 +9,8 @@ after the DropConnect of Wan et al., "Regularization of neural networks using Dr
 
 from __future__ import annotations
 
-from typing import TypeVar
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
 
 from torch import Tensor, nn
 from torch.nn.functional import dropout
@@ -17,6 +18,9 @@ from torch.nn.utils import parametrize
 
 from fastrnn.options import probability
 from fastrnn.recurrent import Recurrent
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 Layer = TypeVar("Layer", bound=Recurrent)
 
@@ -81,6 +85,19 @@ def weight_drop(layer: Layer, p: float = 0.5) -> Layer:
         # unsafe: without the calls that check shapes and draw from the generator
         parametrize.register_parametrization(layer, names[1], WeightDrop(p), unsafe=True)
     return layer
+
+
+@contextmanager
+def undropped(module: nn.Module) -> Iterator[None]:
+    """Within this context weights are read as in eval mode, and nothing is drawn."""
+    drops = [each for each in module.modules() if isinstance(each, WeightDrop) and each.training]
+    for drop in drops:
+        drop.training = False
+    try:
+        yield
+    finally:
+        for drop in drops:
+            drop.training = True
 
 
 def has_weight_drop(layer: nn.Module) -> bool:

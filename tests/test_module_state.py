@@ -72,6 +72,21 @@ def test_deepcopy_shares_nothing():
 
 
 @pytest.mark.parametrize("cell", CELLS)
+def test_shapes_on_meta(cell):
+    """Of what torch's own path has not, too."""
+    ours, x = getattr(fastrnn, cell)(4, 5, device="meta"), torch.randn(3, 2, 4, device="meta")
+    for backend in ("auto", "reference"):
+        ours.backend = backend
+        output, _, _ = ours(x, return_all_states=True)
+        assert output.device.type == "meta"
+        assert output.shape == (3, 2, 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert ours(x)[0].dtype == torch.float32
+    with pytest.raises(RuntimeError, match="tensors are not at the same device"):
+        getattr(fastrnn, cell)(4, 5, backend="reference")(x)
+
+
+@pytest.mark.parametrize("cell", CELLS)
 def test_meta_to_empty(cell):
     theirs = getattr(nn, cell)(4, 5)
     ours = getattr(fastrnn, cell)(4, 5, device="meta", backend="aten")

@@ -220,3 +220,23 @@ def test_resets_would_cut_up_two_directions_in_different_places() -> None:
     with pytest.raises(fastrnn.BackendError, match=message):
         fastrnn.LSTM(3, 4, bidirectional=True, backend="onednn")(x, resets=resets)
     fastrnn.LSTM(3, 4, backend="onednn")(x, resets=resets)
+
+
+@pytest.mark.parametrize("bound", [1e5, 1e20])
+@pytest.mark.parametrize("gate", [0, 1])
+def test_gates_that_a_bias_shuts_or_opens(gate: int, bound: float) -> None:
+    """A forget gate switched off is no reason to lose the c of a row that has ended."""
+    torch.manual_seed(0)
+    theirs = torch.nn.LSTM(3, 4)
+    with torch.no_grad():
+        theirs.bias_hh_l0[4 * gate : 4 * gate + 4] = -bound if gate else bound
+    ours = fastrnn.LSTM(3, 4, backend="onednn")
+    ours.load_state_dict(theirs.state_dict())
+    x, lengths = torch.randn(9, 4, 3), [9, 7, 7, 2]
+    _, want = theirs(pack_padded_sequence(x, lengths))
+    for marked in (ours(pack_padded_sequence(x, lengths)), ours(x, lengths=lengths)):
+        torch.testing.assert_close(marked[1], want)
+    resets = torch.rand(9, 4) < 0.2
+    got, _ = ours(x, resets=resets)
+    ours.backend = "reference"
+    torch.testing.assert_close(got, ours(x, resets=resets)[0])

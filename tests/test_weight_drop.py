@@ -174,3 +174,24 @@ def test_wrong_arguments_are_named(
     with pytest.raises(error, match=message):
         weight_drop(layer, p)
     assert repr(layer) == before
+
+
+def test_what_looks_at_weights_drops_none() -> None:
+    torch.manual_seed(0)
+    layer, x = weight_drop(fastrnn.LSTM(4, 5, dtype=torch.float64), 0.5), X
+    with torch.no_grad():
+        want = layer.eval()(x)[0]
+    layer.train()
+    stepper = fastrnn.Stepper(layer, batch=3)
+    torch.testing.assert_close(torch.stack([stepper(step).clone() for step in x]), want)
+    flows = [
+        fastrnn.diagnostics.gradient_flow(layer, x, lambda output, _: output.sum())
+        for _ in range(2)
+    ]
+    assert flows[0].loss == pytest.approx(want.sum().item())
+    assert torch.equal(flows[0].h, flows[1].h)
+    radii = fastrnn.diagnostics.spectral_radius(layer)
+    assert radii == flows[0].spectral_radius == flows[1].spectral_radius
+    assert radii == fastrnn.diagnostics.spectral_radius(layer.eval())
+    layer.train()
+    assert not torch.equal(layer.weight_hh_l0, raw(layer, "weight_hh_l0"))  # as before

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-SHUT = 1e4
-"""Added to a frozen row's f, and taken from its i, before the sigmoid: more than a network has."""
+SHUT = 1e30
+"""Added to a frozen row's f, and taken from its i, before the sigmoid: more than a network has, but
+for one that has shut a gate by an infinite bias."""
 
 
 class Rectangle(NamedTuple):

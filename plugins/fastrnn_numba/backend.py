@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -44,7 +45,7 @@ class NumbaBackend(StackBackend, LayerBackend):
         return cell.name in CELLS
 
     def unavailable(self) -> list[str]:
-        """No Numba."""
+        """No Numba, or one that is told not to compile."""
         return _unavailable()
 
     def can_run(self, request: Request) -> list[str]:
@@ -124,7 +125,11 @@ def _stack(call: StackCall, x: Tensor, seq_len: int, batch: int) -> tuple[Tensor
     from fastrnn_numba.steps import Steps
 
     asked = call.request
-    steps = Steps(seq_len, batch, call.lengths, call.resets, call.batch_sizes)
+    checks.check_weights(asked, call.weights)
+    marks = [call.lengths, call.resets, call.batch_sizes]
+    if asked.needs_grad:  # for the way back, before which a caller may write over his own
+        marks = [None if each is None else each.clone() for each in marks]
+    steps = Steps(seq_len, batch, *marks)
     threads = cost.threads(asked)
 
     def run_one(
@@ -140,4 +145,6 @@ def _stack(call: StackCall, x: Tensor, seq_len: int, batch: int) -> tuple[Tensor
 def _unavailable() -> list[str]:
     if find_spec("numba") is None:
         return ["numba is not installed; fastrnn[numba] brings it"]
+    if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
+        return ["NUMBA_DISABLE_JIT is set, with which Numba compiles nothing"]
     return []

@@ -42,6 +42,18 @@ def test_without_numba_it_says_what_brings_it(monkeypatch: pytest.MonkeyPatch) -
     backend._unavailable.cache_clear()
 
 
+@pytest.mark.parametrize("told", ["0", "1"])
+def test_told_not_to_compile(told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numba's switch for debugging leaves functions that are none of its own."""
+    backend._unavailable.cache_clear()
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", told)
+    reasons = backend.NumbaBackend().unavailable()
+    backend._unavailable.cache_clear()
+    assert reasons == (
+        ["NUMBA_DISABLE_JIT is set, with which Numba compiles nothing"] if told == "1" else []
+    )
+
+
 @pytest.mark.parametrize(
     ("make", "batch", "backend"),
     [

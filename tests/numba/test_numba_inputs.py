@@ -84,3 +84,42 @@ def test_longer_rows_come_first(seq_len: int, data: Any) -> None:
         steps.counts, [sum(own > t for own in lengths) for t in range(seq_len)]
     )
     assert steps.has_gaps == (min(lengths) < seq_len)
+
+
+@pytest.mark.parametrize("marks", ["lengths", "resets", "packed"])
+@pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN"])
+def test_marks_written_over_before_the_way_back(cell: str, marks: str) -> None:
+    """A rollout's buffer is used again, whatever is still to be differentiated."""
+    torch.manual_seed(0)
+    module, x = getattr(fastrnn, cell)(3, 4, backend="numba").double(), torch.randn(9, 4, 3)
+    lengths, found = [9, 7, 7, 2], []
+    for again in (False, True):
+        mark: torch.Tensor
+        if marks == "packed":
+            packed = torch.nn.utils.rnn.pack_padded_sequence(x.double(), lengths)
+            mark, output = packed.batch_sizes, module(packed)[0].data
+        else:
+            starts = torch.arange(36).view(9, 4) % 5 == 0
+            mark = torch.tensor(lengths) if marks == "lengths" else starts
+            output = module(x.double(), **{marks: mark})[0]
+        if again:
+            mark.zero_()
+        found.append(torch.autograd.grad(output.sin().sum(), list(module.parameters())))
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("weight_ih_l0", (5, 3)), ("weight_hh_l0", (40, 4)), ("weight_hh_l0", (4, 5)),
+        ("bias_ih_l0", (11,)), ("bias_hh_l1_reverse", (1,)), ("weight_ih_l1", (4, 4)),
+    ],
+)  # fmt: skip
+def test_weights_of_a_wrong_size_are_refused(cell: str, name: str, size: tuple[int, ...]) -> None:
+    """Compiled loops read what is said to be there."""
+    module = getattr(fastrnn, cell)(3, 4, 2, bidirectional=True, backend="numba")
+    module(torch.randn(5, 2, 3))
+    setattr(module, name, torch.nn.Parameter(torch.randn(size)))
+    with pytest.raises(RuntimeError, match=rf"Expected {name} size .*, got \[{size[0]}"):
+        module(torch.randn(5, 2, 3))
