@@ -125,6 +125,10 @@ def run(
         spec, input, None, states, weights, batch_first, dropout, training, options,
         lengths is not None, resets is not None,
     )  # fmt: skip
+    if not request.compiling and is_transformed(
+        input, (), [each for each in (lengths, resets) if each is not None]
+    ):
+        request = request._replace(transformed=True)
     plan = _plan(request, backend, plans, key)
     call = StackCall(request, input, None, states, weights, batch_first, lengths, resets)
     made = _carry_out(spec, plan, call, options)

@@ -23,7 +23,7 @@ from fastrnn.flat import SAVED, TENSORS, fields_of
 from fastrnn.transforms import has_tangents
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -93,8 +93,8 @@ def _forward_fake(*arguments: Any) -> tuple[Tensor, ...]:
         layer,
         LayerOutput(
             x.new_empty((steps, batch, groups, layer.h0.shape[-1])),
-            torch.empty_like(layer.h0),
-            None if c0 is None else torch.empty_like(c0),
+            layer.h0.new_empty(layer.h0.shape),
+            None if c0 is None else c0.new_empty(c0.shape),
             saved,
             x.new_empty((steps, batch, groups, c0.shape[-1]))
             if c0 is not None and layer.all_states
@@ -106,7 +106,7 @@ def _forward_fake(*arguments: Any) -> tuple[Tensor, ...]:
 def _backward_fake(*arguments: Any) -> list[Tensor]:
     wanted, inputs = arguments[6 + SAVED], arguments[7 + SAVED :]
     return [
-        torch.empty_like(tensor)
+        tensor.new_empty(tensor.shape)
         for tensor, is_wanted in zip(inputs[: len(wanted)], wanted, strict=True)
         if is_wanted
     ]
@@ -137,12 +137,23 @@ def _many_backward(info: Any, in_dims: Any, *arguments: Any) -> tuple[Any, Any]:
     return batching.backward(*calls, info.batch_size, in_dims, arguments)
 
 
+def _dense(call: Callable[..., Sequence[Tensor]]) -> Callable[..., list[Tensor]]:
+    """With results that lie as those of the fakes, whatever the layout of the arguments was."""
+
+    def run(*arguments: Any) -> list[Tensor]:
+        return [tensor.contiguous() for tensor in call(*arguments)]
+
+    return run
+
+
 _ops = torch.ops.fastrnn
-_library.impl("layer_forward", layer_call.forward, "CompositeExplicitAutograd")
+_library.impl("layer_forward", _dense(layer_call.forward), "CompositeExplicitAutograd")
 _library.impl("layer_forward", _autograd, "Autograd")
-_library.impl("layer_backward", layer_call.backward, "CompositeExplicitAutograd")
+_library.impl("layer_backward", _dense(layer_call.backward), "CompositeExplicitAutograd")
 _library.impl(
-    "layer_backward_", partial(layer_call.backward, overwrite=True), "CompositeExplicitAutograd"
+    "layer_backward_",
+    _dense(partial(layer_call.backward, overwrite=True)),
+    "CompositeExplicitAutograd",
 )
 torch.library.register_fake("fastrnn::layer_forward", _forward_fake, lib=_library)
 for _name in ("layer_backward", "layer_backward_"):

@@ -58,7 +58,9 @@ def draw(
             return None
         shape = (steps, batch, groups, state.shape[2])
         if training:
-            return torch.bernoulli(state.new_full(shape, probability))
+            # of no state: what vmap hands out would be many that are to be drawn alike
+            odds = torch.full(shape, probability, dtype=state.dtype, device=state.device)
+            return torch.bernoulli(odds)
         return state.new_full((1, 1, 1, 1), probability).expand(shape)
 
     return Noise(

@@ -263,6 +263,26 @@ def test_many_gradients_of_one_output(make, backend, calls):
         close(one, torch.stack(other))
 
 
+@pytest.mark.parametrize("cell", [fastrnn.LSTM, fastrnn.GRU, fastrnn.RNN])
+def test_many_marks_of_one_input(cell):
+    """Also where nothing else is many: no backend may look at them that has to read numbers."""
+    module, x = cell(I, H).double(), X[0]
+    lengths = torch.tensor([[4, 2], [0, 4], [1, 3]])
+    resets = torch.rand(MANY, T, B, generator=torch.Generator().manual_seed(0)) < 0.3
+    for marks in ({"lengths": lengths}, {"resets": resets}):
+        ((name, many),) = marks.items()
+        got = vmap(lambda mark, name=name: module(x, **{name: mark})[0])(many)
+        close(got, torch.stack([module(x, **{name: mark})[0] for mark in many]))
+
+
+def test_zoneout_drawn_alike_and_not():
+    module, x = fastrnn.LSTM(I, H, zoneout=0.5).double(), X[:1].expand(MANY, T, B, I)
+    alike = vmap(lambda x: module(x)[0], randomness="same")(x)
+    close(alike, alike[:1].expand_as(alike))
+    each = vmap(lambda x: module(x)[0], randomness="different")(x)
+    assert not torch.equal(each[0], each[1])
+
+
 def test_nothing_is_saved_for_nobody(monkeypatch):
     seen = []
     run = ReferenceBackend.layer_forward

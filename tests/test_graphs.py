@@ -117,6 +117,31 @@ def test_compiled_code_and_not_only_its_graph():
         torch.testing.assert_close(gradients(got, module, x), gradients(want, module, x))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+def test_compiled_code_of_tensors_in_any_layout(cell, backend):
+    """Inductor counts on the strides that an operator said its results would have."""
+    torch.compiler.reset()
+    layer = getattr(fastrnn, cell)(I, H, batch_first=True, backend=backend).double()
+    before = torch.nn.Linear(I, I).double()
+    x, h = (torch.randn(size, dtype=torch.float64) for size in ((2, 5, I), (2, 1, H)))
+    weights = dict(layer.named_parameters())
+
+    def run(x, h):
+        h = h.transpose(0, 1)
+        hx = (h, h) if cell == "LSTM" else h
+        turned = {name: w.t().contiguous().t() for name, w in weights.items() if w.dim() == 2}
+        made = functional_call(layer, turned, (before(x), hx), {"return_all_states": True})
+        return sum(each.sin().sum() for each in all_of(made))
+
+    leaves = [*weights.values(), *before.parameters()]
+    want, got = run(x, h), torch.compile(run, fullgraph=True)(x, h)
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(torch.autograd.grad(got, leaves), torch.autograd.grad(want, leaves))
+
+
 class Counted:
     """A compiler that counts the layers in what autograd has made of a graph, both passes."""
 

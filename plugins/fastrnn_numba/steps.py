@@ -59,9 +59,9 @@ class Steps:
             self.counts = batch_sizes.numpy()
             self.offsets = np.cumsum(self.counts) - self.counts
         if lengths is not None:
-            self.order, self.counts = _going_on(lengths.contiguous().numpy(), seq_len)
+            self.order, self.counts = _going_on(_array(lengths), seq_len)
         self.has_gaps = lengths is not None and bool(self.counts[-1] < batch)
-        self.resets = NEVER if mask is None else mask.contiguous().numpy()
+        self.resets = NEVER if mask is None else _array(mask)
 
     @cached_property
     def gaps(self) -> Tensor:
@@ -88,6 +88,14 @@ class Steps:
             return [(self.order, self.counts)]
         orders = (np.ascontiguousarray(self.order[k::number]) for k in range(number))
         return [(own, (self.counts + number - 1 - k) // number) for k, own in enumerate(orders)]
+
+
+def _array(marks: Tensor) -> Any:
+    """The numbers; those of what `torch.func.grad` has wrapped have no memory to be read in."""
+    if torch._C._are_functorch_transforms_active():
+        kind = np.bool_ if marks.dtype == torch.bool else np.int64
+        return np.array(marks.tolist(), kind).reshape(tuple(marks.shape))
+    return marks.contiguous().numpy()
 
 
 @lru_cache(maxsize=8)

@@ -82,6 +82,19 @@ def test_under_torch_func(cell: str) -> None:
         torch.testing.assert_close({name: g[k] for name, g in each.items()}, one)
 
 
+@pytest.mark.parametrize("marks", [("lengths",), ("resets",), ("lengths", "resets")], ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+def test_marks_under_torch_func(cell: str, marks: tuple[str, ...]) -> None:
+    """Which are wrapped there, and have no memory of their own."""
+    known = {"lengths": [4, 2], "resets": torch.tensor([[0, 0], [0, 1], [1, 0], [0, 1]]).bool()}
+    given = {name: known[name] for name in marks}
+    module, x = ours(cell, 3, 4), torch.randn(4, 2, 3).double()
+    got = grad(lambda x: module(x, **given)[0].square().sum())(x)
+    x.requires_grad_()
+    (want,) = torch.autograd.grad(module(x, **given)[0].square().sum(), x)
+    torch.testing.assert_close(got, want)
+
+
 # torch's own: it compiles some of its formulas for tangents with what it has deprecated
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("marks", [(), ("lengths",), ("resets",), ("lengths", "resets")], ids=str)
