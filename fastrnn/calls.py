@@ -246,6 +246,8 @@ def _run_packed(
         states = _zero_states(spec, data, batch)
     else:
         states = cast("tuple[Tensor, ...]", hx if spec.has_cell_state else (hx,))
+        if spec.has_cell_state and len(states) != 2:
+            raise RuntimeError("lstm expects two hidden states")
         checks.check_states(spec, states, batch)
         if sorted_indices is not None:
             states = tuple(state.index_select(1, sorted_indices) for state in states)

@@ -23,9 +23,11 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from fastrnn.cells import LSTMCell
 from fastrnn.modules import LSTM
+from fastrnn.weight_drop import WeightDrop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -261,11 +263,27 @@ def _parameters(layer: nn.Module, kind: str) -> Iterator[nn.Parameter]:
     if isinstance(layer, nn.Module) and isinstance(getattr(layer, "hidden_size", None), int):
         own = layer.named_parameters(recurse=False, remove_duplicate=False)
         found = [weight for name, weight in own if name.startswith(kind)]
+        found += _dropped(layer, kind)
     if not found:
         raise TypeError(
             f"expected a recurrent layer with parameters {kind}..., got: {type(layer).__name__}"
         )
     yield from found
+
+
+def _dropped(layer: nn.Module, kind: str) -> Iterator[nn.Parameter]:
+    """Those that weight drop computes its own of; of no other parametrization are there such."""
+    if not parametrize.is_parametrized(layer):
+        return
+    for name, steps in cast("nn.ModuleDict", layer.parametrizations).items():
+        if not name.startswith(kind):
+            continue
+        if not all(isinstance(step, WeightDrop) for step in cast("nn.ModuleList", steps)):
+            raise ValueError(
+                f"expected a layer whose {kind}... are parameters, got a parametrized {name}; "
+                "initialize it before it is parametrized"
+            )
+        yield cast("nn.Parameter", steps.original)
 
 
 def _biases(lstm: nn.Module) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:

@@ -156,6 +156,14 @@ def test_packed_lstm_is_checked_as_others_are(name):
     assert text.replace("hidden[0]", "hidden") == want_text
 
 
+@pytest.mark.parametrize("number", [1, 3])
+def test_same_refusal_of_packed_rows_with_other_than_two_states(number):
+    given = packed(X), (H,) * number
+    want = outcome(nn.LSTM(4, 6), *given)
+    assert want[0] is not None
+    assert outcome(fastrnn.LSTM(4, 6), *given) == want
+
+
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("cell", ["LSTM", "RNN"])
 def test_same_refusal_of_no_steps(cell, batch_first):

@@ -195,3 +195,15 @@ def test_what_looks_at_weights_drops_none() -> None:
     assert radii == fastrnn.diagnostics.spectral_radius(layer.eval())
     layer.train()
     assert not torch.equal(layer.weight_hh_l0, raw(layer, "weight_hh_l0"))  # as before
+
+
+def test_initialisers_reach_what_is_dropped() -> None:
+    layer = weight_drop(fastrnn.LSTM(4, 5, 2, dtype=torch.float64), 0.5)
+    fastrnn.init.orthogonal_(layer)
+    eye = torch.eye(5, dtype=torch.float64)
+    for name in hidden_names(layer):
+        for block in raw(layer, name).split(5):
+            torch.testing.assert_close(block @ block.T, eye)
+    parametrizations.weight_norm(layer := fastrnn.LSTM(4, 5), "weight_hh_l0")
+    with pytest.raises(ValueError, match="got a parametrized weight_hh_l0; initialize it before"):
+        fastrnn.init.orthogonal_(layer)
