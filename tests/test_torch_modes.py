@@ -55,3 +55,21 @@ def test_autocast(cell):
         want, got = theirs(X)[0], ours(X)[0]
     assert got.dtype == want.dtype
     assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("given", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("marks", [{}, {"lengths": [5, 3, 2]}, {"resets": X[:, :, 0] > 1}], ids=str)
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("cell", ["LSTM", "RNN", "GRU"])
+def test_dtype_under_autocast(cell, backend, marks, given):
+    """Torch's, whatever runs: of a GRU on a CPU that of the input."""
+    ours, x = getattr(fastrnn, cell)(4, 6, backend=backend), X.to(given)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        want, (want_h, *_) = getattr(nn, cell)(4, 6)(x)
+        output, (h, *_), every = ours(x, return_all_states=True, **marks)
+        plain, _ = ours(x, **marks)
+    states = every if cell == "LSTM" else (every,)
+    assert {output.dtype, plain.dtype, h.dtype, *(e.dtype for e in states)} == {want.dtype}
+    assert want_h.dtype == want.dtype
+    (gradient,) = torch.autograd.grad(plain.float().sum(), ours.weight_hh_l0)
+    assert gradient.dtype == torch.float32
