@@ -169,6 +169,7 @@ def _key(
         or input.dim() != (2 if packed else 3)
         or torch._C._is_any_autocast_enabled()
         or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()  # whose sizes may be symbols
         or has_tangents()
     ):
         return None
@@ -304,7 +305,7 @@ def make_request(
     cell, input_size, hidden_size, proj_size, num_layers, bias, bidirectional = spec
     device = input.device
     kind = device.type
-    compiling = torch.compiler.is_compiling()
+    compiling = torch.compiler.is_compiling() or _has_symbols(input)
     if compiling:
         seq_len = batch = None
     elif batch_sizes is not None:
@@ -347,6 +348,11 @@ def make_request(
         not compiling and is_transformed(input, states, weights),
         frozen,
     )
+
+
+def _has_symbols(input: Tensor) -> bool:
+    """Whether sizes are symbols, as to whoever traces a function without Dynamo (`make_fx`)."""
+    return any(isinstance(size, torch.SymInt) for size in input.shape)
 
 
 def _as_constant(field: object) -> object:

@@ -11,6 +11,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.export import Dim
 from torch.func import functional_call, grad, stack_module_state, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import fastrnn
 
@@ -193,6 +194,22 @@ TRANSFORMED = {
         None,
     ),
 }
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_traced_with_symbols_for_sizes(make, backend):
+    """By `make_fx`, which torch.compile's tracer has no part in."""
+    module = make(backend=backend)
+    weights = {name: weight.detach() for name, weight in module.named_parameters()}
+
+    def run(weights, x):
+        return all_of(functional_call(module, weights, (x,)))
+
+    x = torch.randn(*SIZES[0], I, dtype=torch.float64)
+    graph = make_fx(run, tracing_mode="symbolic")(weights, x)
+    for T, B in SIZES:
+        x = torch.randn(T, B, I, dtype=torch.float64)
+        torch.testing.assert_close(graph(weights, x), run(weights, x))
 
 
 def squares(found):
