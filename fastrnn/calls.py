@@ -16,7 +16,7 @@ from fastrnn.options import Options, as_constant, constants
 from fastrnn.plugins import registry
 from fastrnn.precision import arch_of, autocasts, float32_precision
 from fastrnn.request import Request, Spec
-from fastrnn.transforms import has_tangents, is_transformed, requires_grad
+from fastrnn.transforms import has_numbers, has_tangents, is_transformed, requires_grad
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -125,9 +125,8 @@ def run(
         spec, input, None, states, weights, batch_first, dropout, training, options,
         lengths is not None, resets is not None,
     )  # fmt: skip
-    if not request.compiling and is_transformed(
-        input, (), [each for each in (lengths, resets) if each is not None]
-    ):
+    marks = [each for each in (lengths, resets) if each is not None]
+    if not (request.compiling or all(map(has_numbers, marks))):
         request = request._replace(transformed=True)
     plan = _plan(request, backend, plans, key)
     call = StackCall(request, input, None, states, weights, batch_first, lengths, resets)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastrnn import select
-from fastrnn.transforms import has_tangents, is_batched
+from fastrnn.transforms import has_numbers, has_tangents
 
 Lengths = Tensor | Sequence[int] | int
 """Steps of each row; a number alone only where there is one row without a dimension for it."""
@@ -93,7 +93,7 @@ def _lengths_of_tensor(
         )
     if dtype != torch.int64:
         lengths = lengths.to(torch.int64)
-    if lengths.device.type != "cpu" or torch.compiler.is_compiling() or is_batched(lengths):
+    if lengths.device.type != "cpu" or torch.compiler.is_compiling() or not has_numbers(lengths):
         return lengths.to(device).clamp(0, steps)
     _check_values(lengths.tolist(), steps)
     return lengths if device.type == "cpu" else lengths.to(device)

@@ -42,6 +42,11 @@ def requires_grad(tensor: Tensor) -> bool:
     return tensor.requires_grad
 
 
+def has_numbers(tensor: Tensor) -> bool:
+    """Whether there are numbers to be read: not of many at once, and not of a fake tensor."""
+    return type(tensor) is torch.Tensor and not is_batched(tensor)
+
+
 def is_batched(tensor: Tensor) -> bool:
     """Whether a tensor is one of those that vmap hands out, within whatever other transform."""
     while _C.is_functorch_wrapped_tensor(tensor):

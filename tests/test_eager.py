@@ -170,3 +170,17 @@ def test_fields_there_and_back() -> None:
         False,
         True,
     )
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("cell", LAYERS)
+def test_marks_without_numbers(cell: str, backend: str) -> None:
+    """Of fake tensors, on which shapes are tried out, nobody can read where a row ends."""
+    with torch._subclasses.FakeTensorMode():
+        module, x = LAYERS[cell](3, 4, backend=backend), torch.randn(5, 2, 3)
+        resets = torch.zeros(5, 2, dtype=torch.bool)
+        for lengths in ([5, 3], torch.tensor([5, 3]), None):
+            output, _ = module(x, lengths=lengths, resets=resets)
+            output.sum().backward()
+            assert output.shape == (5, 2, 4)
+            assert module(x, lengths=lengths)[0].shape == (5, 2, 4)
