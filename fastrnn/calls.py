@@ -168,7 +168,6 @@ def _key(
         or input.dim() != (2 if packed else 3)
         or torch._C._is_any_autocast_enabled()
         or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack()  # whose sizes may be symbols
         or has_tangents()
     ):
         return None
