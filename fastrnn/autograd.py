@@ -26,6 +26,7 @@ from fastrnn.flat import (
     fields_of,
     layer_of,
 )
+from fastrnn.transforms import are_many_to_autograd
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -73,7 +74,7 @@ class LayerFunction(torch.autograd.Function):
             return (*(None for _ in wanted), *nothing)
         arguments = (*grads, output, *saved, wanted, *inputs, *ctx.static)
         found: Sequence[Tensor | None]
-        if _are_many(grads):
+        if are_many_to_autograd(grads):
             with torch.enable_grad():
                 layer = layer_of((*map(_apart, inputs), *ctx.static[:-1]))
             found = _gradients(layer, grads, wanted)
@@ -216,16 +217,6 @@ def _recording(
         else field
         for field, is_wanted in zip(fields, wanted, strict=True)
     ]
-
-
-def _are_many(grads: Sequence[Tensor | None]) -> bool:
-    """Whether each stands for several gradients, as in a vectorised Jacobian.
-
-    Those of `torch.autograd.grad(is_grads_batched=True)`, which torch can only spread over
-    operations that it knows.
-    """
-    is_batched = torch._C._functorch.is_legacy_batchedtensor
-    return any(grad is not None and is_batched(grad) for grad in grads)
 
 
 def _is_last_use(saved: Sequence[Tensor]) -> bool:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fastrnn import parameters
 from fastrnn.cell import cell_of
 from fastrnn.precision import autocasts
 from fastrnn.request import Request, Spec
@@ -184,23 +185,16 @@ def spec_of_weights(
 
 
 def check_weights(request: Request, weights: Sequence[Tensor]) -> None:
-    """Check the sizes of weights without projections, for backends whose code trusts them."""
-    for tensor, (name, size) in zip(weights, _sizes(request), strict=True):
+    """Check the sizes of weights, for backends whose code trusts them."""
+    spec = Spec(
+        request.cell, request.input_size, request.hidden_size, request.proj_size,
+        request.num_layers, request.bias, request.bidirectional,
+    )  # fmt: skip
+    for tensor, (name, size) in zip(weights, _sizes(spec), strict=True):
         if tensor.shape != size:
             raise RuntimeError(f"Expected {name} size {size}, got {list(tensor.shape)}")
 
 
 @lru_cache(maxsize=256)
-def _sizes(request: Request) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """Names and sizes of the weights, flat, in torch's order."""
-    rows = request.gates * request.hidden_size
-    found: list[tuple[str, tuple[int, ...]]] = []
-    for layer in range(request.num_layers):
-        width = request.hidden_size * request.directions if layer else request.input_size
-        for suffix in ("", "_reverse")[: request.directions]:
-            at = f"_l{layer}{suffix}"
-            found += [(f"weight_ih{at}", (rows, width))]
-            found += [(f"weight_hh{at}", (rows, request.hidden_size))]
-            if request.bias:
-                found += [(f"bias_ih{at}", (rows,)), (f"bias_hh{at}", (rows,))]
-    return tuple(found)
+def _sizes(spec: Spec) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return tuple((name, parameters.shape(spec, name)) for name in parameters.names(spec))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch.nn import functional
 
-from fastrnn.transforms import is_batched
+from fastrnn.transforms import are_many_to_autograd, is_batched
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -134,8 +134,9 @@ def are_many(grads: Sequence[Tensor | None]) -> bool:
 
     As `is_grads_batched` hands them out, and `vmap` over a function that calls for gradients.
     """
-    is_legacy = torch._C._functorch.is_legacy_batchedtensor
-    return any(grad is not None and (is_legacy(grad) or is_batched(grad)) for grad in grads)
+    if are_many_to_autograd(grads):
+        return True
+    return any(grad is not None and is_batched(grad) for grad in grads)
 
 
 def differentiable(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from fastrnn import parameters
 from fastrnn.calls import Plans, make_request, run
 from fastrnn.cell import cell_of
 from fastrnn.checks import check_type
@@ -104,7 +105,7 @@ class Recurrent(nn.Module):
         self._check_arguments(dropout)
         self._refresh()
         for name in self._weight_names:
-            shape = _parameter_shape(self._spec, name)
+            shape = parameters.shape(self._spec, name)
             weight = torch.empty(shape, device=device, dtype=dtype)
             self.register_parameter(name, nn.Parameter(weight))
         self.flatten_parameters()
@@ -155,7 +156,7 @@ class Recurrent(nn.Module):
             bool(self.bidirectional),
         )
         self._spec = spec
-        self._weight_names = _parameter_names(spec)
+        self._weight_names = parameters.names(spec)
         self._options = self._checked_options()
         self._plans = {}
 
@@ -353,35 +354,6 @@ def explain(
     if reset_state is not None and request.batch is not None:
         request = request._replace(batch=2 * request.batch, varlen=True, padded=True)
     return decide(request, layer.backend)
-
-
-def _parameter_names(spec: Spec) -> tuple[str, ...]:
-    """Torch's names of the parameters, flat, in torch's order."""
-    kinds = ["weight_ih", "weight_hh"]
-    kinds += ["bias_ih", "bias_hh"] if spec.bias else []
-    kinds += ["weight_hr"] if spec.proj_size else []
-    kinds += ["weight_cell"] if cell_of(spec.cell).weights else []
-    return tuple(
-        f"{kind}_l{layer}{suffix}"
-        for layer in range(spec.num_layers)
-        for suffix in ("", "_reverse")[: spec.directions]
-        for kind in kinds
-    )
-
-
-def _parameter_shape(spec: Spec, name: str) -> tuple[int, ...]:
-    kind, slot = name.rsplit("_l", maxsplit=1)
-    rows = spec.gates * spec.hidden_size
-    if kind == "weight_ih":
-        first = slot in ("0", "0_reverse")
-        return (rows, spec.input_size if first else spec.state_size * spec.directions)
-    if kind == "weight_hh":
-        return (rows, spec.state_size)
-    if kind == "weight_hr":
-        return (spec.proj_size, spec.hidden_size)
-    if kind == "weight_cell":
-        return (cell_of(spec.cell).weights, spec.hidden_size)
-    return (rows,)
 
 
 def _is_sharded(weight: object) -> bool:

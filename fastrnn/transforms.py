@@ -47,6 +47,14 @@ def has_numbers(tensor: Tensor) -> bool:
     return type(tensor) is torch.Tensor and not is_batched(tensor)
 
 
+def are_many_to_autograd(grads: Sequence[Tensor | None]) -> bool:
+    """Whether they are many of each, of `torch.autograd.grad(is_grads_batched=True)`.
+
+    Which torch can only spread over operations that it knows.
+    """
+    return any(grad is not None and _C.is_legacy_batchedtensor(grad) for grad in grads)
+
+
 def is_batched(tensor: Tensor) -> bool:
     """Whether a tensor is one of those that vmap hands out, within whatever other transform."""
     while _C.is_functorch_wrapped_tensor(tensor):
