@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn import checks, masks, restarts, stack
+from fastrnn import checks, masks, restarts, stack, traced
 from fastrnn.backend import Backend, StackCall
 from fastrnn.cell import cell_of
 from fastrnn.dispatch import current_override, decide
@@ -304,6 +304,8 @@ def make_request(
     device = input.device
     kind = device.type
     compiling = torch.compiler.is_compiling() or _has_symbols(input)
+    if not compiling:
+        traced.check_no_jit()
     if compiling:
         seq_len = batch = None
     elif batch_sizes is not None:

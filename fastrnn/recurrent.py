@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn import parameters
+from fastrnn import parameters, traced
 from fastrnn.calls import Plans, make_request, run
 from fastrnn.cell import cell_of
 from fastrnn.checks import check_type
@@ -194,9 +194,8 @@ class Recurrent(nn.Module):
             RuntimeError: always: TorchScript cannot compile a choice of backends.
         """
         raise RuntimeError(
-            f"fastrnn.{self._get_name()} cannot be compiled by torch.jit.script; script a model "
-            "that fastrnn.revert(model) has brought back to torch.nn, or use torch.compile or "
-            "torch.export"
+            f"fastrnn.{self._get_name()} cannot be compiled by torch.jit.script; script "
+            f"{traced.INSTEAD}"
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -277,6 +276,11 @@ class Recurrent(nn.Module):
         reset_state: Any,
         return_all_states: bool,
     ) -> tuple[Any, ...]:
+        if isinstance(input, traced.Proxy):
+            return traced.as_leaf(
+                self, input, hx=hx, lengths=lengths, resets=resets, reset_state=reset_state,
+                return_all_states=return_all_states,
+            )  # fmt: skip
         asked = self._options
         return run(
             self._spec,
