@@ -110,7 +110,9 @@ def check_tensors(
     input: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor], seq_len: int
 ) -> None:
     """What ATen checks before its own loops, for backends that are not ATen's."""
-    if seq_len == 0:
+    if torch.compiler.is_compiling():  # T may be the data's: then the graph looks when it runs
+        torch._check(seq_len != 0)  # type: ignore[no-untyped-call] # torch's
+    elif seq_len == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
     device, dtype = input.device, input.dtype
     autocast = autocasts(device.type)
