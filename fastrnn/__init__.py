@@ -10,13 +10,13 @@ from fastrnn.cell_modules import GRU, CellRNN
 from fastrnn.cells import LSTMCell, RNNCell
 from fastrnn.convert import ConversionReport, LayerReport, conversion_report, convert, revert
 from fastrnn.dispatch import BackendError, use_backend
+from fastrnn.explained import explain
 from fastrnn.functional import cell_rnn, gru, lstm, rnn
 from fastrnn.hookspecs import hookimpl
 from fastrnn.initial_state import InitialState
 from fastrnn.jordan import JordanRNN
 from fastrnn.modules import LSTM, RNN
 from fastrnn.plugins import PluginWarning, register, unregister
-from fastrnn.recurrent import explain
 from fastrnn.stepper import Stepper
 from fastrnn.streaming import Window, detach, windows
 from fastrnn.weight_drop import weight_drop

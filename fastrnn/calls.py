@@ -316,7 +316,7 @@ def make_request(
         seq_len, batch, _ = input.shape
     needs_grad, frozen = _gradients(input, states, weights)
     dtype = input.dtype
-    if autocasts(kind):
+    if autocasts(kind) and dtype != torch.float64:  # which autocast leaves alone
         dtype = torch.get_autocast_dtype(kind)
     return Request(
         cell,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 
@@ -70,7 +68,7 @@ class InitialState(nn.Module):
         self.init = init
         self.std = std
         rows = layer.num_layers * (2 if layer.bidirectional else 1)
-        weight = cast("Tensor", layer.weight_hh_l0)
+        weight = next(layer.parameters())  # an attribute may be computed, and draw, when it is read
 
         def parameter(width: int) -> nn.Parameter:
             state = torch.empty(rows, 1, width, device=weight.device, dtype=weight.dtype)

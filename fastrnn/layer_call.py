@@ -81,7 +81,16 @@ def padded(layer: Layer, made: LayerOutput) -> tuple[Tensor, ...]:
     c_n = empty() if made.c_n is None else made.c_n
     cells = empty() if made.cells is None else made.cells
     padding = (empty() for _ in range(SAVED - len(made.saved)))
-    return (made.output, made.h_n, c_n, cells, *made.saved, *padding)
+    returned = map(_no_view, (made.output, made.h_n, c_n, cells))
+    return (*returned, *made.saved, *padding)
+
+
+def _no_view(tensor: Tensor) -> Tensor:
+    """The same memory as a tensor of its own: autograd lets nobody write to a function's views.
+
+    Of what they are views is nobody's business, as the contract has it that results share none.
+    """
+    return tensor.data if tensor._is_view() else tensor
 
 
 def forward(*arguments: Any) -> tuple[Tensor, ...]:

@@ -64,7 +64,8 @@ class RNN(Recurrent):
             et al., 2017).
         error_clip: bound on the gradient of every unit's pre-activation, at every step on its way
             back through time, before it goes on to weights, inputs and the step before (Graves,
-            2013); None for none.
+            2013); None for none. That holds for every backward pass through the layer, also one
+            that differentiates a gradient; forward mode differentiates it as it is.
 
     Attributes:
         weight_ih_l[k]: W_ih of layer k, (H, I) for k = 0, else (H, D * H).
@@ -207,7 +208,7 @@ class RNN(Recurrent):
             `final_only`, and h_n, every layer's last h(t), shaped as `hx`. With
             `return_all_states` a third, every layer's every h(t): (L * D, T, B, H), (L * D, B, T,
             H) if `batch_first`, (L * D, T, H) unbatched, zero past a row's length; of a
-            PackedSequence padded. Gradients go through it.
+            PackedSequence padded. Gradients go through it. It may share its memory with the output.
 
         Raises:
             ValueError: wrong dims or dtype of `input`; wrong number, values or shape of `lengths`,
@@ -268,7 +269,8 @@ class LSTM(Recurrent):
             shares (Krueger et al., 2017). Or a pair of probabilities, for h and for c.
         error_clip: bound on the gradient of every gate's pre-activation, at every step on its way
             back through time, before it goes on to weights, inputs and the step before (Graves,
-            2013); None for none.
+            2013); None for none. That holds for every backward pass through the layer, also one
+            that differentiates a gradient; forward mode differentiates it as it is.
 
     Attributes:
         weight_ih_l[k]: (W_ii|W_if|W_ig|W_io) of layer k, (4 * H, I) for k = 0, else

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import parameters, traced
-from fastrnn.calls import Plans, make_request, run
+from fastrnn.calls import Plans, run
 from fastrnn.cell import cell_of
 from fastrnn.checks import check_type
-from fastrnn.dispatch import AUTO, decide, parse_names
-from fastrnn.masks import check_combination
+from fastrnn.dispatch import AUTO, parse_names
 from fastrnn.options import Options, options
 from fastrnn.request import Spec
 
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fastrnn.masks import Lengths
-    from fastrnn.request import Decision
 
 _IN_SPEC = frozenset(
     ["mode", "input_size", "hidden_size", "proj_size", "num_layers", "bias", "bidirectional"]
@@ -212,7 +210,7 @@ class Recurrent(nn.Module):
         the layer: off CUDA, for other dtypes than half, float and double, for cells that torch has
         not, and for parameters that share memory or are sharded (FSDP2), also while gathered.
         """
-        weights = [getattr(self, name, None) for name in self._weight_names]
+        weights = [self._parameters.get(name) for name in self._weight_names]
         if self.mode in _CUDNN_MODES and all(_is_for_cudnn(weight) for weight in weights):
             _flatten(self.mode, self._spec, self.batch_first, cast("list[Tensor]", weights))
 
@@ -297,67 +295,6 @@ class Recurrent(nn.Module):
             options=asked._replace(all_states=True) if return_all_states else asked,
             plans=None if return_all_states else self._plans,
         )
-
-
-def explain(
-    layer: nn.Module,
-    input: Tensor | PackedSequence,
-    hx: Tensor | tuple[Tensor, Tensor] | None = None,
-    *,
-    lengths: Lengths | None = None,
-    resets: Tensor | None = None,
-    reset_state: Tensor | tuple[Tensor, Tensor] | None = None,
-    return_all_states: bool = False,
-) -> Decision:
-    """Which backend a call of `layer` would run on, by which rule, and why not on the others.
-
-    Nothing is run, and shapes are not checked. Print the result, or read its fields.
-
-    Args:
-        layer: a `fastrnn.RNN` or `fastrnn.LSTM`.
-        input: as for the call.
-        hx: as for the call.
-        lengths: as for the call; only whether there are some counts.
-        resets: as for the call; only whether there are some counts.
-        reset_state: as for the call, which has twice as many rows with it.
-        return_all_states: as for the call.
-
-    Raises:
-        TypeError: `layer` is none of fastrnn's.
-        ValueError: `lengths` or `resets` cannot be combined with the rest of the call.
-        BackendError: no backend can run the call, or none of those that were named.
-    """
-    if not isinstance(layer, Recurrent):
-        raise TypeError(f"layer should be a fastrnn.RNN or LSTM, got: {type(layer).__name__}")
-    asked = layer._options._replace(all_states=return_all_states)
-    packed = isinstance(input, PackedSequence)
-    check_combination(
-        lengths, resets, packed=packed, recompute=asked.recompute, reset_state=reset_state
-    )
-    states: tuple[Tensor, ...] = (hx,) if isinstance(hx, Tensor) else hx or ()
-    states += (reset_state,) if isinstance(reset_state, Tensor) else reset_state or ()
-    batch_sizes = None
-    if isinstance(input, PackedSequence):
-        input, batch_sizes, *_ = input
-        states = states or (input.new_empty(0, int(batch_sizes[0]), 0),)
-    elif input.dim() == 2:
-        input = input.unsqueeze(0 if layer.batch_first else 1)
-    request = make_request(
-        layer._spec,
-        input,
-        batch_sizes,
-        states,
-        layer._weights(),
-        layer.batch_first,
-        layer.dropout,
-        layer.training,
-        asked,
-        lengths is not None,
-        resets is not None,
-    )
-    if reset_state is not None and request.batch is not None:
-        request = request._replace(batch=2 * request.batch, varlen=True, padded=True)
-    return decide(request, layer.backend)
 
 
 def _is_sharded(weight: object) -> bool:

@@ -57,8 +57,8 @@ def run_call(spec: Spec, call: StackCall, backend: str, *, at_once: int, options
         x = x.transpose(0, 1) if batch_first else x
         if lengths is not None and (request.needs_grad or request.transformed):
             x = masks.zero_past(x, lengths)  # NaN there would reach dW: 0 * NaN
-    given = x.dtype
-    if x.dtype != request.dtype or weights[0].dtype != request.dtype:
+    given = states[0].dtype
+    if any(each.dtype != request.dtype for each in (x, states[0], weights[0])):
         x = x.to(request.dtype)
         states = tuple(state.to(request.dtype) for state in states)
         weights = [weight.to(request.dtype) for weight in weights]
@@ -68,7 +68,7 @@ def run_call(spec: Spec, call: StackCall, backend: str, *, at_once: int, options
         training=request.training, options=options, at_once=at_once, resets=resets,
     )  # fmt: skip
     if given != request.dtype and spec.cell == "gru" and request.device == "cpu":
-        # there torch casts what a GRU multiplies, and not what it returns, as an LSTM's
+        # there torch casts what a GRU multiplies, and not the h that it mixes, as an LSTM's
         final = tuple(state.to(given) for state in final)
         every = every and tuple(state.to(given) for state in every)
         output = None if output is None else output.to(given)

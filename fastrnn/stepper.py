@@ -97,7 +97,7 @@ class Stepper:
         self._layer, self._spec, self._batch = layer, spec, batch
         self._step = _STEPS[spec.cell]
         # tensors that are made in inference mode could not be written to outside of it
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), undropped(layer):
             self._make_buffers(layer._weights()[0])
         self.refresh()
 

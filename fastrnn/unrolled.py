@@ -45,7 +45,8 @@ class _Clip:
     """The bound on errors, of backward passes that come in by the layer's outputs.
 
     A pass that differentiates the gradient of another comes in by the steps, which that gradient
-    is made of. The derivative of a clipped gradient has no bound of its own.
+    is made of, and what it finds there has no bound of its own. What comes in by the outputs is
+    clipped in such a pass, too: autograd does not say which of them differentiates another.
     """
 
     def __init__(self, bound: float) -> None:

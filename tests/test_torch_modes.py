@@ -73,3 +73,29 @@ def test_dtype_under_autocast(cell, backend, marks, given):
     assert want_h.dtype == want.dtype
     (gradient,) = torch.autograd.grad(plain.float().sum(), ours.weight_hh_l0)
     assert gradient.dtype == torch.float32
+
+
+@pytest.mark.parametrize("marks", [{}, {"lengths": [5, 5, 5]}], ids=str)
+@pytest.mark.parametrize("dtypes", [("bfloat16", "float32"), ("float32", "bfloat16")], ids=str)
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_dtype_of_a_gru_under_autocast_that_is_given_a_state(backend, dtypes, marks):
+    given, state = (getattr(torch, dtype) for dtype in dtypes)
+    x, hx = X.to(given), torch.zeros(1, 3, 6, dtype=state)
+    for kind in (torch.float32, torch.bfloat16):
+        ours, theirs = fastrnn.GRU(4, 6, backend=backend).to(kind), nn.GRU(4, 6).to(kind)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            want, got = theirs(x, hx), ours(x, hx, **marks)
+        assert [each.dtype for each in got] == [each.dtype for each in want]
+
+
+@pytest.mark.parametrize("marks", [{}, {"lengths": [5, 3, 2]}], ids=str)
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("cell", ["LSTM", "RNN", "GRU", "projected"])
+def test_autocast_leaves_float64_alone(cell, backend, marks):
+    kwargs = {"proj_size": 2} if cell == "projected" else {}
+    name = "LSTM" if cell == "projected" else cell
+    ours = getattr(fastrnn, name)(4, 6, backend=backend, **kwargs).double()
+    want = ours(X.double(), **marks)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = ours(X.double(), **marks)
+    torch.testing.assert_close(got, want)

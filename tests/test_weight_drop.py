@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -194,6 +195,22 @@ def test_what_looks_at_weights_drops_none() -> None:
     assert radii == flows[0].spectral_radius == flows[1].spectral_radius
     assert not torch.equal(layer.weight_hh_l0, raw(layer, "weight_hh_l0"))  # as before
     assert radii == fastrnn.diagnostics.spectral_radius(layer.eval())
+
+
+@pytest.mark.parametrize("look", ["explain", "Stepper", "InitialState", "to", "flatten", "assign"])
+def test_who_only_looks_does_not_draw(look: str) -> None:
+    layer = weight_drop(fastrnn.LSTM(4, 5), 0.5)
+    looks: dict[str, Callable[[], object]] = {
+        "explain": lambda: fastrnn.explain(layer, X.float()),
+        "Stepper": lambda: fastrnn.Stepper(layer),
+        "InitialState": lambda: fastrnn.InitialState(layer),
+        "to": lambda: layer.to("cpu"),
+        "flatten": layer.flatten_parameters,
+        "assign": lambda: setattr(layer, "weight_hh_l0", torch.zeros(20, 5)),
+    }
+    before = torch.get_rng_state()
+    looks[look]()
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_initialisers_reach_what_is_dropped() -> None:

@@ -1,7 +1,8 @@
 """tanh and the logistic function: a few multiply-adds and one division, without a branch.
 
-Right to two units in the last place, in float32 and in float64; safe from -inf to inf, and NaN is
-handed on.
+Right to two units in the last place, in float32 and in float64, where the result is a normal
+number: a logistic function stops above zero, at the least of those. Safe from -inf to inf, and NaN
+is handed on.
 """
 
 from __future__ import annotations

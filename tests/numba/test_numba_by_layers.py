@@ -213,3 +213,17 @@ def test_what_is_saved_looks_as_graphs_are_told(cell: str, all_states: bool) -> 
     ]
     assert not backend.layer_forward(replace(layer, save=False)).saved
     assert not backend.saved_like(replace(layer, save=False))
+
+
+@pytest.mark.parametrize("kind", [fastrnn.LSTM, fastrnn.RNN, fastrnn.GRU])
+def test_final_states_of_layers_are_written_to(kind: Any) -> None:
+    module, x = kind(3, 4, backend="numba"), torch.randn(5, 2, 3)
+
+    def gradients(change: Any) -> Any:
+        output, final, _ = module(x, return_all_states=True)
+        changed = [change(state) for state in (final if isinstance(final, tuple) else (final,))]
+        total = output.square().sum() + sum(state.square().sum() for state in changed)
+        return torch.autograd.grad(total, [*module.parameters()])
+
+    want = gradients(lambda state: state * 2)
+    torch.testing.assert_close(gradients(lambda state: state.mul_(2)), want)
