@@ -10,8 +10,10 @@ that their handles still remove them, and whatever else was set on it.
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeVar, cast
+from types import MethodType
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import torch
 from torch import nn
@@ -23,7 +25,7 @@ from fastrnn.recurrent import DERIVED, OPTIONS, Recurrent
 from fastrnn.weight_drop import has_weight_drop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     Filter = Callable[[nn.Module, str], bool]
 
@@ -45,6 +47,8 @@ _TO_TORCH: dict[type, type[nn.Module]] = {
 _FASTRNN = (*_TO_TORCH, cell_modules.CellRNN)
 _TORCH = (nn.RNNBase, nn.RNNCellBase)
 _NAMES = ("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell")
+_OF_TORCH = frozenset(vars(nn.Module()))
+"""Attributes of every module, which hold its parts."""
 # What torch.nn's layers derive from their parameters.
 _TORCH_DERIVED = ("_flat_weights", "_flat_weights_names", "_flat_weight_refs", "_all_weights")
 
@@ -86,9 +90,9 @@ def convert(model: Model, *, filter_fn: Filter | None = None, backend: str = AUT
 
     Swapped are layers of exactly these classes, parametrized or not. What is left and why, before
     or after, says `conversion_report`. A layer that the model holds under several names is
-    swapped once and stays shared. Only submodules are found: a layer that a model keeps in a
-    plain list stays what it is, and works on the same parameters. Converting twice changes
-    nothing more.
+    swapped once and stays shared, also with what else its modules keep: attributes, lists, tuples
+    and dicts of layers, and bound methods. Only submodules are found: a layer that a model keeps in
+    a plain list alone stays what it is. Converting twice changes nothing more.
 
     Args:
         model: any module.
@@ -110,10 +114,10 @@ def convert(model: Model, *, filter_fn: Filter | None = None, backend: str = AUT
     """
     parse_names(backend)
 
-    def swap(layer: nn.Module, name: str) -> nn.Module | None:
-        if _class_of(layer) not in _TO_FASTRNN or _why_left(layer):
+    def swap(layer: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
+        if _class_of(layer) not in _TO_FASTRNN or _why_left(layer, names):
             return None
-        if filter_fn is not None and not filter_fn(layer, name):
+        if filter_fn is not None and not filter_fn(layer, names[0]):
             return None
         return _to_fastrnn(layer, backend)
 
@@ -135,9 +139,9 @@ def revert(model: Model) -> Model:
         `model`; or the new layer, if `model` itself is one that was swapped.
     """
 
-    def swap(layer: nn.Module, name: str) -> nn.Module | None:
+    def swap(layer: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
         known = _class_of(layer) in _TO_TORCH
-        if not known or _is_ours_alone(layer) or _why_bound(layer):
+        if not known or _is_ours_alone(layer) or _why_bound(layer, names):
             return None
         return _to_torch(layer)
 
@@ -161,7 +165,7 @@ def conversion_report(model: nn.Module, *, filter_fn: Filter | None = None) -> C
     for layer, names in _attachments(model):
         if not _is_recurrent(layer):
             continue
-        reason = _why_left(layer)
+        reason = _why_left(layer, names)
         status: Status = "left"
         if isinstance(layer, _FASTRNN):
             status, reason = "fastrnn", ""
@@ -173,18 +177,46 @@ def conversion_report(model: nn.Module, *, filter_fn: Filter | None = None) -> C
     return ConversionReport(tuple(reports))
 
 
-def _swap_all(model: Model, swap: Callable[[nn.Module, str], nn.Module | None]) -> Model:
+def _swap_all(
+    model: Model, swap: Callable[[nn.Module, tuple[str, ...]], nn.Module | None]
+) -> Model:
     """Replace every module for which `swap` gives another, wherever the model holds it."""
-    new = {}
+    new: dict[nn.Module, nn.Module] = {}
+    seen: set[int] = set()
     for layer, names in _attachments(model):
-        swapped = swap(layer, names[0])
+        swapped = swap(layer, names)
         if swapped is not None:
             new[layer] = swapped
     for parent in model.modules():
         for name, child in list(parent._modules.items()):
             if child in new:
                 parent.register_module(name, new[child])
+        kept = vars(parent)
+        for name in kept.keys() - _OF_TORCH if new else ():
+            kept[name] = _swapped_within(kept[name], new, seen)
     return cast("Model", new.get(model, model))
+
+
+def _swapped_within(kept: Any, new: Mapping[nn.Module, nn.Module], seen: set[int]) -> Any:
+    """What a module keeps, with swapped layers in place of those that they stand for.
+
+    Such an attribute would else be the old layer, which shares the parameters but is told nothing
+    of `train`, `eval` and other changes.
+    """
+    if isinstance(kept, nn.Module):
+        return new.get(kept, kept)
+    if isinstance(kept, MethodType) and isinstance(kept.__self__, nn.Module):
+        return getattr(new.get(kept.__self__), kept.__name__, kept)
+    if type(kept) is tuple:
+        within = tuple(_swapped_within(each, new, seen) for each in kept)
+        return kept if all(map(operator.is_, within, kept)) else within
+    if isinstance(kept, list | dict) and id(kept) not in seen:
+        seen.add(id(kept))  # it may hold itself
+        for key, each in [*(enumerate(kept) if isinstance(kept, list) else kept.items())]:
+            swapped = _swapped_within(each, new, seen)
+            if swapped is not each:
+                kept[key] = swapped
+    return kept
 
 
 def _attachments(model: nn.Module) -> Iterator[tuple[nn.Module, tuple[str, ...]]]:
@@ -231,12 +263,12 @@ def _kind(layer: nn.Module) -> str:
     return _class_of(layer).__name__
 
 
-def _why_left(layer: nn.Module) -> str:
+def _why_left(layer: nn.Module, names: tuple[str, ...]) -> str:
     """Why `convert` leaves a recurrent layer of torch's; empty if it does not."""
     if isinstance(layer, torch.jit.ScriptModule):
         return "compiled by TorchScript; convert the model before it is scripted"
     if _class_of(layer) in _TO_FASTRNN:
-        return _why_bound(layer)
+        return _why_bound(layer, names)
     if isinstance(layer, nn.LSTMCell | nn.GRUCell | nn.RNNCell):
         return "a single time step gains nothing from a backend"
     if _is_quantized(layer):
@@ -244,8 +276,12 @@ def _why_left(layer: nn.Module) -> str:
     return "a subclass, whose own code a swap would lose"
 
 
-def _why_bound(layer: nn.Module) -> str:
+def _why_bound(layer: nn.Module, names: tuple[str, ...]) -> str:
     """Why something that refers to this very object forbids a swap; empty if nothing does."""
+    if any(name.rpartition(".")[2] == "_orig_mod" for name in names):
+        return "compiled by torch.compile; convert the model before"
+    if any(weight.is_complex() for weight in layer.parameters()):
+        return "complex weights, which no backend takes"
     if "forward" in vars(layer):
         return "its forward was replaced on the instance"
     if layer._compiled_call_impl is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections import OrderedDict
 
 import expecttest
 import pytest
@@ -250,6 +251,65 @@ def test_pruned_and_old_weight_norm_layers():
         assert torch.equal(fastrnn.revert(ours)(X)[0], ours(X)[0])
 
 
+class Keeps(nn.Module):
+    """Holds a layer as a submodule, and otherwise."""
+
+    def __init__(self, keep):
+        super().__init__()
+        self.layer = nn.LSTM(4, 4, 2, dropout=0.5)
+        self.kept, self.find = keep(self)
+
+    def forward(self, x):
+        return self.find(self)(x)[0]
+
+
+def _round(model):
+    """A list that holds itself."""
+    found = [model.layer]
+    found.append(found)
+    return found
+
+
+KEPT = {
+    "a list": (lambda model: [model.layer], lambda model: model.kept[0]),
+    "a tuple": (lambda model: (0, model.layer), lambda model: model.kept[1]),
+    "a dict": (lambda model: {"a": model.layer}, lambda model: model.kept["a"]),
+    "lists in a dict": (lambda model: {"a": [model.layer]}, lambda model: model.kept["a"][0]),
+    "an ordered dict": (
+        lambda model: OrderedDict(a=model.layer),
+        lambda model: model.kept["a"],
+    ),
+    "a list in itself": (_round, lambda model: model.kept[1][1][0]),
+    "a bound method": (lambda model: model.layer.forward, lambda model: model.kept),
+}
+
+
+@pytest.mark.parametrize("kept", KEPT)
+def test_swapped_with_whatever_else_the_model_keeps(kept):
+    """The old layer would compute the same, but not hear of `eval`."""
+    keep, find = KEPT[kept]
+    model = Keeps(lambda model: (keep(model), find))
+    want = model.eval()(X)
+    ours = fastrnn.convert(model.train(), backend="aten")
+    called = find(ours)
+    assert getattr(called, "__self__", called) is ours.layer
+    torch.testing.assert_close(ours.eval()(X), want)
+    back = fastrnn.revert(ours)
+    assert getattr(find(back), "__self__", find(back)) is back.layer
+
+
+def test_what_a_model_keeps_is_the_same_object_as_before():
+    model = Keeps(lambda model: (([model.layer], (1, 2)), None))
+    kept = model.kept
+    outer, inner = {"list": kept[0], "tuple": kept[1]}, kept[0]
+    model.kept = outer
+    fastrnn.convert(model)
+    assert model.kept is outer
+    assert outer["list"] is inner
+    assert outer["tuple"] is kept[1]
+    assert inner == [model.layer]
+
+
 class Bespoke(nn.LSTM):
     pass
 
@@ -290,6 +350,10 @@ QuantizedLookalike.__name__ = "LSTM"
 QuantizedLookalike.__module__ = "torch.ao.nn.quantized.dynamic.modules.rnn"
 
 LEFT = {
+    "complex": (
+        lambda: nn.LSTM(4, 5, dtype=torch.complex64),
+        "complex weights, which no backend takes",
+    ),
     "GRUCell": (lambda: nn.GRUCell(4, 5), "a single time step gains nothing from a backend"),
     "LSTMCell": (lambda: nn.LSTMCell(4, 5), "a single time step gains nothing from a backend"),
     "RNNCell": (lambda: nn.RNNCell(4, 5), "a single time step gains nothing from a backend"),
@@ -314,6 +378,17 @@ def test_left_with_a_reason(name):
     assert (entry.names, entry.reason) == (("0",), reason)
     assert fastrnn.convert(model)[0] is layer
     assert fastrnn.revert(model)[0] is layer
+
+
+def test_a_compiled_submodule_is_left():
+    """It calls the layer that it was made of."""
+    model = nn.ModuleDict({"a": torch.compile(nn.LSTM(4, 5), backend="eager")})
+    (entry,) = fastrnn.conversion_report(model).layers
+    assert entry.reason == "compiled by torch.compile; convert the model before"
+    layer = model["a"]._orig_mod
+    assert fastrnn.convert(model)["a"]._orig_mod is layer
+    ours = nn.ModuleDict({"a": torch.compile(fastrnn.LSTM(4, 5), backend="eager")})
+    assert type(fastrnn.revert(ours)["a"]._orig_mod) is fastrnn.LSTM
 
 
 def test_a_hook_that_is_not_bound_does_not_stop_a_swap():
