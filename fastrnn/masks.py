@@ -76,7 +76,7 @@ def as_lengths(
     if len(values) != batch:
         raise ValueError(f"lengths: got {len(values)}, expected {batch}, one for each row")
     _check_values(values, steps)
-    return torch.tensor(values, dtype=torch.int64).to(device, non_blocking=True)
+    return torch.tensor(values, dtype=torch.int64, device="cpu").to(device, non_blocking=True)
 
 
 def _lengths_of_tensor(

@@ -87,7 +87,7 @@ def run(
     lengths, order = parts.length.sort(descending=True, stable=True)
     in_place = order.argsort().index_select(0, parts.last)
     row, begin = parts.row.index_select(0, order), parts.begin.index_select(0, order)
-    t = torch.arange(int(lengths[0]) if batch else 0).unsqueeze(1)
+    t = torch.arange(int(lengths[0]) if batch else 0, device="cpu").unsqueeze(1)
     reached = t < lengths  # (longest, S)
     sizes = reached.sum(1)
     stride = 1
@@ -100,7 +100,7 @@ def run(
     hx = [state[:, :rows] for state in states]
     if rows == 0:  # a row of zeros, for the sake of the graph; nothing of it is kept
         data, *hx = (functional.pad(each, (0, 0, 0, 1)) for each in (data, *hx))
-        sizes = torch.ones(1, dtype=torch.int64)
+        sizes = torch.ones(1, dtype=torch.int64, device="cpu")
     data, *final = run_packed(
         call._replace(input=data, batch_sizes=sizes, hx=tuple(hx), lengths=None, resets=None)
     )
@@ -121,8 +121,8 @@ def time_major(call: StackCall) -> Tensor:
 def ends(lengths: Tensor, longest: int) -> Ends:
     """Where rows of these lengths, (B,), end; N is that of the longest."""
     batch = len(lengths)
-    over = torch.arange(longest).unsqueeze(1) >= lengths
-    last = (lengths - 1).clamp_(min=0).mul_(batch).add_(torch.arange(batch))
+    over = torch.arange(longest, device="cpu").unsqueeze(1) >= lengths
+    last = (lengths - 1).clamp_(min=0).mul_(batch).add_(torch.arange(batch, device="cpu"))
     return Ends(over, over.flatten().nonzero().squeeze(1), last)
 
 
@@ -154,13 +154,13 @@ def cut(lengths: Tensor | None, resets: Tensor | None, steps: int, batch: int) -
         steps: T, one at least.
         batch: B.
     """
-    every = torch.arange(batch)
+    every = torch.arange(batch, device="cpu")
     if resets is None:
-        ends = torch.full((batch,), steps) if lengths is None else lengths
+        ends = torch.full((batch,), steps, device="cpu") if lengths is None else lengths
         return Parts(every, every * steps, ends, every)
     starts = resets.mT.clone(memory_format=torch.contiguous_format)
     if lengths is not None:
-        starts &= torch.arange(steps) < lengths.unsqueeze(1)
+        starts &= torch.arange(steps, device="cpu") < lengths.unsqueeze(1)
     starts.select(1, 0).fill_(True)  # a row of no steps is a part, too
     begin = starts.flatten().nonzero().squeeze(1)
     row = begin.div(steps, rounding_mode="floor")

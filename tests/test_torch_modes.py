@@ -99,3 +99,44 @@ def test_autocast_leaves_float64_alone(cell, backend, marks):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         got = ours(X.double(), **marks)
     torch.testing.assert_close(got, want)
+
+
+SIZES = torch.tensor([3, 3, 2, 1, 1])
+CALLED = {
+    "padded": lambda module: module(X),
+    "list of lengths": lambda module: module(X, lengths=[5, 3, 0]),
+    "lengths": lambda module: module(X, lengths=torch.tensor([2, 5, 1], device="cpu")),
+    "resets": lambda module: module(X, resets=X[:, :, 0] > 0.5),
+    "both": lambda module: module(X, lengths=[5, 3, 2], resets=X[:, :, 0] > 0.5),
+    "packed": lambda module: module(nn.utils.rnn.PackedSequence(X.flatten(0, 1)[:10], SIZES)),
+    "one packed row": lambda module: module(
+        nn.utils.rnn.PackedSequence(X[:, 0], SIZES.clamp(max=1))
+    ),
+}
+
+
+@pytest.mark.parametrize("called", CALLED)
+@pytest.mark.parametrize("train", [False, True], ids=["forward", "train"])
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["one way", "both ways"])
+@pytest.mark.parametrize("backend", ["auto", "reference", "rows", "onednn"])
+@pytest.mark.parametrize("cell", ["LSTM", "RNN", "GRU"])
+def test_tensors_are_where_the_inputs_are(cell, backend, bidirectional, train, called):
+    """And not on the device that is the default, which a program may have set to a GPU."""
+    module = getattr(fastrnn, cell)(4, 6, bidirectional=bidirectional, backend=backend)
+
+    def results():
+        with torch.set_grad_enabled(train):
+            output, states = CALLED[called](module)
+            output = output.data if called.endswith(("packed", "row")) else output
+            gradients = torch.autograd.grad(output.sum(), module.weight_hh_l0) if train else ()
+        return output, *(states if cell == "LSTM" else (states,)), *gradients
+
+    try:
+        want = results()
+    except fastrnn.BackendError as error:
+        pytest.skip(next(line for line in str(error).splitlines() if f"- {backend}:" in line))
+    module.__dict__["_plans"].clear()
+    with torch.device("meta"):
+        got = results()
+    for one, other in zip(got, want, strict=True):
+        assert torch.equal(one, other)

@@ -82,7 +82,7 @@ def rows_of(lengths: Tensor | None, resets: Tensor | None, steps: int, batch: in
     starts = resets[:taken].clone()
     starts[0] = False  # they start anyway
     if lengths is not None:
-        starts &= torch.arange(taken).unsqueeze(1) < lengths
+        starts &= torch.arange(taken, device="cpu").unsqueeze(1) < lengths
     later = starts.cumsum(0)
     emptied = later[-1].tolist()
     total = taken + max(emptied)
@@ -132,20 +132,27 @@ def run(call: StackCall, rows: Rows) -> tuple[Tensor, ...]:
 def _layout(rows: Rows, batch: int, *, bidirectional: bool) -> Layout:
     over = past = turned = None
     if rows.lengths is None:
-        last = torch.arange((rows.taken - 1) * batch, rows.taken * batch)
+        last = torch.arange((rows.taken - 1) * batch, rows.taken * batch, device="cpu")
     else:
         over, past, last = packing.ends(rows.lengths, rows.taken)
     if rows.later is None:
         assert over is not None
         if bidirectional:
-            own = torch.arange(rows.taken * batch).view(-1, batch)
+            own = torch.arange(rows.taken * batch, device="cpu").view(-1, batch)
             turned = torch.where(over, own, last - own[:, :1]).flatten()
         return Layout(over.view(-1, 1), past, None, turned, last)
     later = rows.later
-    places = torch.arange(rows.taken * batch).view(-1, batch).add(later, alpha=batch).flatten()
+    places = (
+        torch.arange(rows.taken * batch, device="cpu")
+        .view(-1, batch)
+        .add(later, alpha=batch)
+        .flatten()
+    )
     ends = later[-1] + (rows.taken if rows.lengths is None else rows.lengths)
-    flags = torch.zeros(rows.steps * batch, 2, dtype=torch.bool)
-    torch.ge(torch.arange(rows.steps).unsqueeze(1), ends, out=flags[:, 0].view(-1, batch))
+    flags = torch.zeros(rows.steps * batch, 2, dtype=torch.bool, device="cpu")
+    torch.ge(
+        torch.arange(rows.steps, device="cpu").unsqueeze(1), ends, out=flags[:, 0].view(-1, batch)
+    )
     starts = later.diff(dim=0).flatten().nonzero().squeeze(1).add_(batch)
     flags[:, 1].index_fill_(0, places.index_select(0, starts).sub_(batch), True)
     return Layout(flags, past, places, None, places.index_select(0, last))

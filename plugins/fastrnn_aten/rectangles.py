@@ -111,18 +111,19 @@ def cuts(batch_sizes: Sequence[int], spare: float) -> list[int]:
 
 def _rectangle(batch_sizes: Sequence[int], *, reverse: bool) -> Rectangle:
     steps, rows = len(batch_sizes), batch_sizes[0]
-    sizes = torch.tensor(batch_sizes)
+    sizes = torch.tensor(batch_sizes, device="cpu")
     number = int(sizes.sum())
     even = number == steps * rows
     if even and not reverse:
         return Rectangle(rows, number, None, None, None)
     begins = sizes.cumsum(0) - sizes
-    t, b = torch.arange(steps).unsqueeze(1), torch.arange(rows)
+    t = torch.arange(steps, device="cpu").unsqueeze(1)
+    b = torch.arange(rows, device="cpu")
     lengths = (b < sizes.unsqueeze(1)).sum(0)
     alive = t < lengths
     step = (lengths - 1 - t).clamp_(min=0) if reverse else t
     taken = torch.where(alive, begins[step] + b, number)  # (steps, rows)
-    returned = torch.empty(number, dtype=torch.int64)
+    returned = torch.empty(number, dtype=torch.int64, device="cpu")
     returned[taken[alive]] = (t * rows + b)[alive]
     last = None if even else (lengths - 1) * rows + b
     return Rectangle(rows, number, taken.flatten(), returned, last)

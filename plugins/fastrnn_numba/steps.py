@@ -67,7 +67,7 @@ class Steps:
     def gaps(self) -> Tensor:
         """(N,) bool: those places."""
         assert self.lengths is not None
-        return (torch.arange(self.seq_len).unsqueeze(1) >= self.lengths).flatten()
+        return (torch.arange(self.seq_len, device="cpu").unsqueeze(1) >= self.lengths).flatten()
 
     def new(self, like: Tensor, width: int) -> Tensor:
         """(N, width), as many places as `like`: to be written where rows have a step, else 0."""
@@ -79,7 +79,7 @@ class Steps:
         """Where packed rows would lie if they were padded; None of padded ones."""
         if self.batch_sizes is None:
             return None
-        reached = torch.arange(self.batch) < self.batch_sizes.unsqueeze(1)
+        reached = torch.arange(self.batch, device="cpu") < self.batch_sizes.unsqueeze(1)
         return InRows(reached.flatten().nonzero().squeeze(1), reached.numel(), reached.sum(0))
 
     def shares(self, number: int) -> list[tuple[Any, Any]]:

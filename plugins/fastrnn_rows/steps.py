@@ -52,14 +52,14 @@ class Steps:
         for size in reversed(self.sizes):
             begin -= size
             found.extend(range(begin + len(found), begin + size))
-        return torch.tensor(found)
+        return torch.tensor(found, device="cpu")
 
     @cached_property
     def linked(self) -> Tensor:
         """(N - B,): of each place from B on, that of the same row a step earlier in memory."""
-        sizes = torch.tensor(self.sizes)
+        sizes = torch.tensor(self.sizes, device="cpu")
         back = sizes[:-1].repeat_interleave(sizes[1:])  # by as many places as that step has rows
-        return torch.arange(self.rows, self.rows + len(back)) - back
+        return torch.arange(self.rows, self.rows + len(back), device="cpu") - back
 
     def first(self, sequence: Tensor) -> Tensor:
         """(B, ...) of (N, ...): each row at the first step that it takes."""

@@ -123,3 +123,17 @@ def test_weights_of_a_wrong_size_are_refused(cell: str, name: str, size: tuple[i
     setattr(module, name, torch.nn.Parameter(torch.randn(size)))
     with pytest.raises(RuntimeError, match=rf"Expected {name} size .*, got \[{size[0]}"):
         module(torch.randn(5, 2, 3))
+
+
+@pytest.mark.parametrize("marks", MARKS)
+@pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN"])
+def test_steps_are_where_the_inputs_are(cell: str, marks: str) -> None:
+    """And not on the device that is the default."""
+    module = getattr(fastrnn, cell)(3, 4, 2, bidirectional=True, backend="numba")
+    x = torch.randn(9, 5, 3)
+    packed = torch.nn.utils.rnn.pack_padded_sequence(x, [9, 7, 7, 2, 1])
+    want = [*results(module, x, **MARKS[marks]), module(packed)[0].data]
+    module.__dict__["_plans"].clear()
+    with torch.device("meta"):
+        got = [*results(module, x, **MARKS[marks]), module(packed)[0].data]
+    assert all(map(torch.equal, got, want))
