@@ -7,7 +7,7 @@
 from fastrnn import diagnostics, init
 from fastrnn._version import __version__
 from fastrnn.cell_modules import GRU, CellRNN
-from fastrnn.cells import LSTMCell, RNNCell
+from fastrnn.cells import GRUCell, LSTMCell, RNNCell
 from fastrnn.convert import ConversionReport, LayerReport, conversion_report, convert, revert
 from fastrnn.dispatch import BackendError, use_backend
 from fastrnn.explained import explain
@@ -28,6 +28,7 @@ __all__ = [
     "BackendError",
     "CellRNN",
     "ConversionReport",
+    "GRUCell",
     "InitialState",
     "JordanRNN",
     "LSTMCell",

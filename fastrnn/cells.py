@@ -1,4 +1,4 @@
-"""`RNNCell` and `LSTMCell`: one time step.
+"""`RNNCell`, `LSTMCell` and `GRUCell`: one time step.
 
 They have no backends: a single step is one call of torch's fused cell, and there is no loop over
 time for a kernel to keep its weights and state on chip for. They are here so that replacing
@@ -225,6 +225,75 @@ class LSTMCell(_Cell):
             input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
         )
         return (h.squeeze(0), c.squeeze(0)) if unbatched else (h, c)
+
+
+class GRUCell(_Cell):
+    r"""One step of a GRU: torch.nn.GRUCell.
+
+        r = sigmoid(W_ir x + b_ir + W_hr h + b_hr)
+        z = sigmoid(W_iz x + b_iz + W_hz h + b_hz)
+        n =    tanh(W_in x + b_in + r * (W_hn h + b_hn))
+        h' = (1 - z) * n + z * h
+
+    Parameters hold the three gates below one another, in the order r, z, n. Below B, I, H stand
+    for the batch, `input_size` and `hidden_size`.
+
+    Args:
+        input_size: I.
+        hidden_size: H.
+        bias: whether there are b_ih and b_hh.
+        device: of the parameters.
+        dtype: of the parameters.
+
+    Attributes:
+        weight_ih: (W_ir|W_iz|W_in), (3 * H, I).
+        weight_hh: (W_hr|W_hz|W_hn), (3 * H, H).
+        bias_ih: (b_ir|b_iz|b_in), (3 * H,), or None.
+        bias_hh: (b_hr|b_hz|b_hn), (3 * H,), or None.
+
+    Example:
+        >>> cell = fastrnn.GRUCell(10, 20)
+        >>> cell(torch.randn(3, 10)).shape
+        torch.Size([3, 20])
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, 3, device, dtype)
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """Make one step.
+
+        Args:
+            input: (B, I), or (I,) unbatched.
+            hx: h, (B, H), or (H,) unbatched; zero if None.
+
+        Returns:
+            h', shaped as h.
+
+        Raises:
+            ValueError: wrong dims.
+            RuntimeError: wrong sizes.
+        """
+        if input.dim() not in (1, 2):
+            raise ValueError(f"GRUCell: Expected input to be 1D or 2D, got {input.dim()}D instead")
+        if hx is not None and hx.dim() not in (1, 2):
+            raise ValueError(f"GRUCell: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
+        unbatched = input.dim() == 1
+        if unbatched:
+            input = input.unsqueeze(0)
+        if hx is None:
+            hx = input.new_zeros(input.shape[0], self.hidden_size)
+        elif unbatched:
+            hx = hx.unsqueeze(0)
+        h = torch.gru_cell(input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        return h.squeeze(0) if unbatched else h
 
 
 def _sigmoid_cell(

@@ -42,6 +42,7 @@ _TO_TORCH: dict[type, type[nn.Module]] = {
     cell_modules.GRU: nn.GRU,
     modules.RNN: nn.RNN,
     cells.LSTMCell: nn.LSTMCell,
+    cells.GRUCell: nn.GRUCell,
     cells.RNNCell: nn.RNNCell,
 }
 _FASTRNN = (*_TO_TORCH, cell_modules.CellRNN)

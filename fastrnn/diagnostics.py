@@ -20,7 +20,7 @@ from torch.nn.functional import linear
 from torch.nn.utils import parametrize
 
 from fastrnn import checks
-from fastrnn.cells import LSTMCell, RNNCell
+from fastrnn.cells import GRUCell, LSTMCell, RNNCell
 from fastrnn.modules import LSTM, RNN
 from fastrnn.recurrent import Recurrent
 from fastrnn.request import Spec
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _GATES = {1: ("",), 3: (".r", ".z", ".n"), 4: (".i", ".f", ".g", ".o")}
-_LAYERS = (Recurrent, RNNCell, LSTMCell, nn.RNNBase, nn.RNNCellBase)
+_LAYERS = (Recurrent, RNNCell, LSTMCell, GRUCell, nn.RNNBase, nn.RNNCellBase)
 _ACTIVATIONS = {"rnn_tanh": torch.tanh, "rnn_relu": torch.relu, "rnn_sigmoid": torch.sigmoid}
 
 

@@ -1,7 +1,7 @@
 """Initialisers of recurrent layers, in the style of torch.nn.init: in place, without a gradient.
 
 Every one takes a layer, works on all its layers and directions, and returns it: a `fastrnn.RNN`,
-`LSTM`, `RNNCell` or `LSTMCell`, or their likes of torch.nn; where no LSTM is asked for a GRU too,
+`LSTM`, a cell of these, or their likes of torch.nn; where no LSTM is asked for a GRU too,
 and a `fastrnn.JordanRNN` that has the weight. Those of the recurrent matrix also take one such
 matrix, weight_hh (K * H, H), and return it: every H rows of it are the block of a gate, of an LSTM
 in the order i, f, g, o. Each block is initialised by itself, since each is the matrix of a

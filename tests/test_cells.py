@@ -1,4 +1,4 @@
-"""`RNNCell` and `LSTMCell` against torch.nn's, and the sigmoid cell against its equation."""
+"""The cells against torch.nn's, and the sigmoid cell against its equation."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import fastrnn
 
 PAIRS = {
     "LSTMCell": (nn.LSTMCell, fastrnn.LSTMCell, {}),
+    "GRUCell": (nn.GRUCell, fastrnn.GRUCell, {}),
     "RNNCell tanh": (nn.RNNCell, fastrnn.RNNCell, {"nonlinearity": "tanh"}),
     "RNNCell relu": (nn.RNNCell, fastrnn.RNNCell, {"nonlinearity": "relu"}),
 }
@@ -163,7 +164,7 @@ def test_a_cell_makes_the_steps_of_a_layer():
         torch.testing.assert_close(state[0], want)
 
 
-@pytest.mark.parametrize("make", [fastrnn.LSTMCell, fastrnn.RNNCell])
+@pytest.mark.parametrize("make", [fastrnn.LSTMCell, fastrnn.RNNCell, fastrnn.GRUCell])
 @pytest.mark.parametrize("compiler", ["torch.jit.script", "torch.compile"])
 def test_compilers(make, compiler):
     cell = make(4, 5, **({"nonlinearity": "sigmoid"} if make is fastrnn.RNNCell else {}))

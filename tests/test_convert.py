@@ -449,10 +449,12 @@ def test_revert_forgets_what_changes_no_number():
 
 
 def test_revert_swaps_cells():
-    model = nn.ModuleList([fastrnn.LSTMCell(4, 5), fastrnn.RNNCell(4, 5, nonlinearity="relu")])
+    model = nn.ModuleList(
+        [fastrnn.LSTMCell(4, 5), fastrnn.RNNCell(4, 5, nonlinearity="relu"), fastrnn.GRUCell(4, 5)]
+    )
     want = [cell(X[0]) for cell in model]
     fastrnn.revert(model)
-    assert [type(cell) for cell in model] == [nn.LSTMCell, nn.RNNCell]
+    assert [type(cell) for cell in model] == [nn.LSTMCell, nn.RNNCell, nn.GRUCell]
     torch.testing.assert_close([cell(X[0]) for cell in model], want)
 
 

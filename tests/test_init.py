@@ -20,6 +20,7 @@ MAKERS = [
     lambda: fastrnn.LSTM(3, 8, 2, bidirectional=True, dtype=torch.float64),
     lambda: fastrnn.RNNCell(3, 8),
     lambda: fastrnn.LSTMCell(3, 8),
+    lambda: fastrnn.GRUCell(3, 8),
     lambda: nn.RNN(3, 8, 2),
     lambda: nn.LSTM(3, 8, bidirectional=True),
     lambda: nn.GRU(3, 8),
