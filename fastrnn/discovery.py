@@ -148,7 +148,8 @@ def checked_backend(found: object) -> Backend:
     """`found`, if it is a backend that this fastrnn can use.
 
     Raises:
-        TypeError: it is not an instance of one of the levels of the contract.
+        TypeError: it is not an instance of one of the levels of the contract, or has a summary that
+            is no string.
         ValueError: its name is not allowed, or it was built for another contract.
     """
     if not isinstance(found, StackBackend | LayerBackend):
@@ -165,11 +166,16 @@ def checked_backend(found: object) -> Backend:
             f"the backend name {name!r} is not allowed; expected lower-case letters, digits, _ "
             "and -, a letter first, and not 'auto'"
         )
+    summary: object = found.summary
+    if not isinstance(summary, str):
+        raise TypeError(
+            f"backend {name!r}: summary should be a string, got {reprlib.repr(summary)}"
+        )
     contract = getattr(found, "contract", None)
     if contract != CONTRACT_VERSION:
         own = "does not say its contract"
         if contract is not None:
-            own = f"was built for contract {contract}"
+            own = f"was built for contract {contract!r}"
         raise ValueError(
             f"backend {name!r} {own}, and this fastrnn ({__version__}) has contract "
             f"{CONTRACT_VERSION}"

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from fastrnn import measured
 from fastrnn.backend import LayerBackend, StackBackend
 from fastrnn.cell import BUILTIN, cell_of
+from fastrnn.discovery import describe
 from fastrnn.plugins import registry, renew
 from fastrnn.request import Candidate, Cost, Decision, Request, describe_candidates
 
@@ -230,8 +231,10 @@ def _ask(backend: Backend, request: Request, here: bool) -> Candidate:
         return Candidate(
             backend.name, reasons, None if reasons else _checked_cost(backend, request)
         )
-    except Exception as error:  # a third party's bug must not stop the others
-        return Candidate(backend.name, (f"it raised {type(error).__name__}: {error}",), None)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a third party's bug, or sys.exit, must not stop the others
+        return Candidate(backend.name, (f"it raised {describe(error)}",), None)
 
 
 def _unheeded(backend: Backend, request: Request) -> tuple[str, ...]:

@@ -96,14 +96,18 @@ def _no_view(tensor: Tensor) -> Tensor:
 def forward(*arguments: Any) -> tuple[Tensor, ...]:
     """The outputs and what is saved, as `layer_forward` returns them."""
     layer, backend = layer_and_backend(arguments)
-    with _no_autocast(layer):
-        if layer.save and layer.recompute:
-            made = chunked.forward(backend, layer)
-        else:
-            made = LayerOutput(*backend.layer_forward(layer))  # or a plain tuple of what it has
-    if layer.final_only and not layer.save:
-        made = made._replace(output=made.output.new_empty((0, *made.output.shape[1:])))
-    return padded(layer, made)
+    try:
+        with _no_autocast(layer):
+            if layer.save and layer.recompute:
+                made = chunked.forward(backend, layer)
+            else:
+                made = LayerOutput(*backend.layer_forward(layer))  # or a plain tuple of what it has
+        if layer.final_only and not layer.save:
+            made = made._replace(output=made.output.new_empty((0, *made.output.shape[1:])))
+        return padded(layer, made)
+    except Exception as error:
+        error.add_note(f"in the backend {backend.name!r}")
+        raise
 
 
 def forward_below_autograd(*arguments: Any) -> tuple[Tensor, ...]:
@@ -122,9 +126,13 @@ def backward(
     grad = OutputGradients(d_output, d_h_n, d_c_n, d_cells)
     if layer.all_states and layer.c0 is not None:
         saved = (cells, *saved)
-    with _no_autocast(layer):
-        if layer.recompute:
-            got = chunked.backward(backend, grad, layer, output, saved, wanted)
-        else:
-            got = backend.layer_backward(grad, layer, output, saved, wanted)
-    return [cast("Tensor", g) for g, is_wanted in zip(got, wanted, strict=True) if is_wanted]
+    try:
+        with _no_autocast(layer):
+            if layer.recompute:
+                got = chunked.backward(backend, grad, layer, output, saved, wanted)
+            else:
+                got = backend.layer_backward(grad, layer, output, saved, wanted)
+        return [cast("Tensor", g) for g, is_wanted in zip(got, wanted, strict=True) if is_wanted]
+    except Exception as error:
+        error.add_note(f"in the backend {backend.name!r}")
+        raise

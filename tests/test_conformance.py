@@ -87,6 +87,7 @@ FOUND: Mapping[type, tuple[str, str]] = {
     faulty.UnavailableIsAString: ("claims/unavailable-is-a-list", "claims/cost-has-a-why"),
     faulty.HeedsWhatIsNotThere: ("claims/options-exist", "claims/cost-has-a-why"),
     faulty.ClaimsNothing: ("claims/claims-something", "claims/unavailable-is-a-list"),
+    faulty.WrongInFloat32OfOneLayer: ("parity/lstm-float32", "claims/cost-has-a-why"),
     faulty.BatchFirstIgnored: ("parity/lstm-batch_first", "parity/lstm-packed"),
     faulty.GraphUnderNoGrad: (
         "autograd/graph-where-due-lstm", "autograd/results-share-no-memory-lstm-train"),

@@ -172,18 +172,19 @@ def test_a_context_belongs_to_its_thread(use):
     assert seen == {"here": "b", "other": "c"}
 
 
+@pytest.mark.parametrize("kind", [LookupError, SystemExit])
 @pytest.mark.parametrize("method", ["unavailable", "can_run", "cost"])
-def test_a_backend_that_raises_cannot_run_and_says_why(use, monkeypatch, method):
+def test_a_backend_that_raises_cannot_run_and_says_why(use, monkeypatch, method, kind):
     broken = Fake("broken", 0)
 
     def fail(*_):
-        raise LookupError("no table")
+        raise kind("no\n  table")
 
     monkeypatch.setattr(broken, method, fail)
     use(Fake("a", 1), broken)
     decision = decide(REQUEST)
     assert decision.backend == "a"
-    assert "broken: cannot run: it raised LookupError: no table" in decision.explain()
+    assert f"broken: cannot run: it raised {kind.__name__}: no table" in decision.explain()
 
 
 def test_a_backend_that_is_not_available_is_not_asked_for_its_cost(use):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ import fastrnn
 from fastrnn import layer_call
 from fastrnn.autograd import LayerFunction
 from fastrnn.flat import FIELDS, fields_of, layer_of
+from fastrnn_reference.backend import ReferenceBackend
 
 LAYERS: dict[str, Callable[..., torch.nn.Module]] = {
     "lstm": fastrnn.LSTM, "rnn_tanh": fastrnn.RNN, "gru": fastrnn.GRU,
@@ -184,3 +185,16 @@ def test_marks_without_numbers(cell: str, backend: str) -> None:
             output.sum().backward()
             assert output.shape == (5, 2, 4)
             assert module(x, lengths=lengths)[0].shape == (5, 2, 4)
+
+
+@pytest.mark.parametrize("method", ["layer_forward", "layer_backward"])
+@pytest.mark.parametrize("looked_at", [False, True], ids=["straight", "operator"])
+def test_what_goes_wrong_in_a_backend_names_it(
+    method: str, looked_at: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as one that forgets to return what it made."""
+    monkeypatch.setattr(ReferenceBackend, method, lambda *_: None)
+    layer = fastrnn.LSTM(3, 4, backend="reference")
+    with Looking() if looked_at else nullcontext(), pytest.raises(TypeError) as caught:
+        layer(torch.randn(2, 1, 3))[0].sum().backward()
+    assert caught.value.__notes__ == ["in the backend 'reference'"]

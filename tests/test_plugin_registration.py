@@ -63,6 +63,10 @@ def test_the_last_policy_registered_is_asked_first(install):
     assert decide(REQUEST).rule == "policy of plugin two"
 
 
+class Mute(ReferenceBackend):
+    name, summary = "mute", None
+
+
 @pytest.mark.parametrize(
     ("plugin", "name", "error", "text"),
     [
@@ -71,6 +75,7 @@ def test_the_last_policy_registered_is_asked_first(install):
         (plugin_with(name="aten"), None, ValueError, "'my_plugin'.* name 'aten' is taken"),
         (plugin_with(7), "x", TypeError, "plugin 'x' .from Python.: fastrnn_backends returned 7"),
         (plugin_with(ReferenceBackend), None, TypeError, "returned the class"),
+        (plugin_with(Mute()), None, TypeError, "backend 'mute': summary should be a string, got N"),
         (object(), None, TypeError, "plugin 'object' .from Python.: it implements no hook"),
         (ReferenceBackend(), None, TypeError, "got an instance of the backend ReferenceBackend"),
     ],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -102,6 +102,14 @@ class Subject:
         if reasons:
             raise NotClaimed(reasons)
 
+    def nearest(self, case: Case) -> Case:
+        """The case; if it is not claimed, in one direction, or in one layer of that, if that is."""
+        one = replace(case, spec=case.spec._replace(bidirectional=False))
+        for each in (case, one, replace(one, spec=one.spec._replace(num_layers=1))):
+            if not self.reasons(each):
+                return each
+        return case
+
     def layers(self) -> LayerBackend:
         """The backend as one of layers.
 
@@ -128,6 +136,7 @@ def assert_true(subject: Subject, case: Case, **how: Any) -> None:
         NotClaimed: the backend cannot run it.
         AssertionError: something is out of tolerance.
     """
+    case = subject.nearest(case)
     subject.must_claim(case)
     problem, dtype = subject.problem(case), case.dtype or subject.dtype
     got = run_case(case, problem, subject.name, dtype, **how)

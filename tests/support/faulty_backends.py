@@ -391,6 +391,19 @@ class ClaimsNothing(Sound):
         return ["it is a holiday"]
 
 
+class WrongInFloat32OfOneLayer(Sound):
+    """What runs one layer in one direction, and nothing that most cases are about."""
+
+    def can_run(self, request):
+        if request.bidirectional or request.num_layers > 1:
+            return ["more than one layer in one direction"]
+        return super().can_run(request)
+
+    def layer_forward(self, layer):
+        made = super().layer_forward(layer)
+        return made._replace(output=1.5 * made.output) if made.output.element_size() == 4 else made
+
+
 class SoundStack(AtenBackend):
     """torch's own path, for faults that only a whole stack can have."""
 
