@@ -88,6 +88,8 @@ FOUND: Mapping[type, tuple[str, str]] = {
     faulty.HeedsWhatIsNotThere: ("claims/options-exist", "claims/cost-has-a-why"),
     faulty.ClaimsNothing: ("claims/claims-something", "claims/unavailable-is-a-list"),
     faulty.WrongInFloat32OfOneLayer: ("parity/lstm-float32", "claims/cost-has-a-why"),
+    faulty.RowsOfOneTile: ("parity/lstm-T65-B33-H130", "parity/rnn_sigmoid-T17-B17-H33"),
+    faulty.UnitsOfOneTile: ("parity/lstm-T65-B33-H130", "parity/rnn_sigmoid-T17-B17-H33"),
     faulty.BatchFirstIgnored: ("parity/lstm-batch_first", "parity/lstm-packed"),
     faulty.GraphUnderNoGrad: (
         "autograd/graph-where-due-lstm", "autograd/results-share-no-memory-lstm-train"),

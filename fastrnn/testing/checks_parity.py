@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 SIZES = (1, 2, 3, 17)
 HIDDEN = (1, 5, 33, 64)
+BEYOND = (65, 33, 130)
+"""T, B and H that are a little more than what loops and tiles are often cut into."""
 
 
 def features(cells: Sequence[str] = CELLS) -> dict[str, Case]:
@@ -71,13 +73,16 @@ def features(cells: Sequence[str] = CELLS) -> dict[str, Case]:
 
 
 def shapes() -> dict[str, Case]:
-    """Every T and B, and with each of them another H and cell."""
+    """Every T and B, and with each of them another H and cell; and larger ones of every cell."""
     found = {}
     for number, (steps, rows) in enumerate(itertools.product(SIZES, SIZES)):
         hidden = HIDDEN[(number + number // 4) % 4]
         cell = CELLS[(number + number // 4 + number // 8) % len(CELLS)]
         shape = spec(cell, hidden, input_size=1 + number % 5, bidirectional=number % 3 == 0)
         found[f"{cell}-T{steps}-B{rows}-H{hidden}"] = Case(shape, steps, rows)
+    steps, rows, hidden = BEYOND
+    for cell in CELLS:
+        found[f"{cell}-T{steps}-B{rows}-H{hidden}"] = Case(spec(cell, hidden), steps, rows)
     return found
 
 

@@ -404,6 +404,22 @@ class WrongInFloat32OfOneLayer(Sound):
         return made._replace(output=1.5 * made.output) if made.output.element_size() == 4 else made
 
 
+class RowsOfOneTile(Sound):
+    def layer_forward(self, layer):
+        made = super().layer_forward(layer)
+        made.output[:, 32:] = 0
+        return made
+
+
+class UnitsOfOneTile(Sound):
+    """W_hh h without the units beyond the first 128."""
+
+    def altered(self, layer):
+        weight_hh = layer.weight_hh.clone()
+        weight_hh[..., 128:] = 0
+        return replace(layer, weight_hh=weight_hh)
+
+
 class SoundStack(AtenBackend):
     """torch's own path, for faults that only a whole stack can have."""
 
