@@ -123,17 +123,8 @@ class RNNCell(_Cell):
             ValueError: wrong dims.
             RuntimeError: wrong sizes, or an unknown nonlinearity.
         """
-        if input.dim() not in (1, 2):
-            raise ValueError(f"RNNCell: Expected input to be 1D or 2D, got {input.dim()}D instead")
-        if hx is not None and hx.dim() not in (1, 2):
-            raise ValueError(f"RNNCell: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
         unbatched = input.dim() == 1
-        if unbatched:
-            input = input.unsqueeze(0)
-        if hx is None:
-            hx = input.new_zeros(input.shape[0], self.hidden_size)
-        elif unbatched:
-            hx = hx.unsqueeze(0)
+        input, hx = _rows("RNNCell", input, hx, self.hidden_size)
         w_ih, w_hh, b_ih, b_hh = self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
         if self.nonlinearity == "tanh":
             h = torch.rnn_tanh_cell(input, hx, w_ih, w_hh, b_ih, b_hh)
@@ -281,19 +272,26 @@ class GRUCell(_Cell):
             ValueError: wrong dims.
             RuntimeError: wrong sizes.
         """
-        if input.dim() not in (1, 2):
-            raise ValueError(f"GRUCell: Expected input to be 1D or 2D, got {input.dim()}D instead")
-        if hx is not None and hx.dim() not in (1, 2):
-            raise ValueError(f"GRUCell: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
         unbatched = input.dim() == 1
-        if unbatched:
-            input = input.unsqueeze(0)
-        if hx is None:
-            hx = input.new_zeros(input.shape[0], self.hidden_size)
-        elif unbatched:
-            hx = hx.unsqueeze(0)
+        input, hx = _rows("GRUCell", input, hx, self.hidden_size)
         h = torch.gru_cell(input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
         return h.squeeze(0) if unbatched else h
+
+
+def _rows(name: str, input: Tensor, hx: Tensor | None, hidden_size: int) -> tuple[Tensor, Tensor]:
+    """Input and state (B, ...) of a cell with one state, whatever the dims of what is given."""
+    if input.dim() not in (1, 2):
+        raise ValueError(f"{name}: Expected input to be 1D or 2D, got {input.dim()}D instead")
+    if hx is not None and hx.dim() not in (1, 2):
+        raise ValueError(f"{name}: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
+    unbatched = input.dim() == 1
+    if unbatched:
+        input = input.unsqueeze(0)
+    if hx is None:
+        hx = input.new_zeros(input.shape[0], hidden_size)
+    elif unbatched:
+        hx = hx.unsqueeze(0)
+    return input, hx
 
 
 def _sigmoid_cell(

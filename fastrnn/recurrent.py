@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import parameters, traced
@@ -274,7 +275,7 @@ class Recurrent(nn.Module):
         reset_state: Any,
         return_all_states: bool,
     ) -> tuple[Any, ...]:
-        if isinstance(input, traced.Proxy):
+        if isinstance(input, Proxy):
             return traced.as_leaf(
                 self, input, hx=hx, lengths=lengths, resets=resets, reset_state=reset_state,
                 return_all_states=return_all_states,

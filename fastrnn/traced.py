@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.fx import Proxy
 
 if TYPE_CHECKING:
     from torch import nn
-
-__all__ = ["INSTEAD", "Proxy", "as_leaf", "check_no_jit"]
+    from torch.fx import Proxy
 
 INSTEAD = (
     "a model that fastrnn.revert(model) has brought back to torch.nn, or use torch.compile or "

@@ -18,6 +18,8 @@ import torch
 import fastrnn
 import fastrnn_pytest
 import faulty_backends as faulty
+import faulty_claims
+import faulty_stacks
 from fastrnn import cli
 from fastrnn.plugins import registry
 from fastrnn.testing import (
@@ -75,27 +77,28 @@ FOUND: Mapping[type, tuple[str, str]] = {
     faulty.SavedLikeInAnotherOrder: (
         "autograd/saved_like-lstm autograd/opcheck-lstm", "autograd/saved_like-rnn_tanh"),
     faulty.SavesFour: ("autograd/saved_like-lstm", "autograd/saved_like-lstm-not-saving"),
-    faulty.ClaimsTooMuch: ("claims/runs-what-it-claims", "claims/cost-has-a-why"),
-    faulty.RefusesWithoutAReason: (
+    faulty_claims.ClaimsTooMuch: ("claims/runs-what-it-claims", "claims/cost-has-a-why"),
+    faulty_claims.RefusesWithoutAReason: (
         "claims/reasons-are-strings-in-a-list", "claims/claims-something"),
-    faulty.RaisesWhenAsked: ("claims/reasons-are-strings-in-a-list", "claims/runs-what-it-claims"),
-    faulty.AnswersOtherwiseEveryTime: (
+    faulty_claims.RaisesWhenAsked: (
+        "claims/reasons-are-strings-in-a-list", "claims/runs-what-it-claims"),
+    faulty_claims.AnswersOtherwiseEveryTime: (
         "claims/reasons-are-strings-in-a-list claims/refuses-when-named",
         "claims/claims-something"),
-    faulty.CostIsNoNumber: ("claims/cost-has-a-why", "claims/unavailable-is-a-list"),
-    faulty.RunsNoLayerAtOnce: ("claims/layers_at_once", "claims/unavailable-is-a-list"),
-    faulty.UnavailableIsAString: ("claims/unavailable-is-a-list", "claims/cost-has-a-why"),
-    faulty.HeedsWhatIsNotThere: ("claims/options-exist", "claims/cost-has-a-why"),
-    faulty.ClaimsNothing: ("claims/claims-something", "claims/unavailable-is-a-list"),
+    faulty_claims.CostIsNoNumber: ("claims/cost-has-a-why", "claims/unavailable-is-a-list"),
+    faulty_claims.RunsNoLayerAtOnce: ("claims/layers_at_once", "claims/unavailable-is-a-list"),
+    faulty_claims.UnavailableIsAString: ("claims/unavailable-is-a-list", "claims/cost-has-a-why"),
+    faulty_claims.HeedsWhatIsNotThere: ("claims/options-exist", "claims/cost-has-a-why"),
+    faulty_claims.ClaimsNothing: ("claims/claims-something", "claims/unavailable-is-a-list"),
     faulty.WrongInFloat32OfOneLayer: ("parity/lstm-float32", "claims/cost-has-a-why"),
     faulty.RowsOfOneTile: ("parity/lstm-T65-B33-H130", "parity/rnn_sigmoid-T17-B17-H33"),
     faulty.UnitsOfOneTile: ("parity/lstm-T65-B33-H130", "parity/rnn_sigmoid-T17-B17-H33"),
-    faulty.BatchFirstIgnored: ("parity/lstm-batch_first", "parity/lstm-packed"),
-    faulty.GraphUnderNoGrad: (
+    faulty_stacks.BatchFirstIgnored: ("parity/lstm-batch_first", "parity/lstm-packed"),
+    faulty_stacks.GraphUnderNoGrad: (
         "autograd/graph-where-due-lstm", "autograd/results-share-no-memory-lstm-train"),
-    faulty.ReadsAValue: ("autograd/compile-rnn_tanh", "autograd/graph-where-due-rnn_tanh"),
-    faulty.FloatOnly: ("parity/autocast parity/lstm-bfloat16", "parity/lstm-float32"),
-    faulty.Detached: ("gradients/lstm-of-h_n", "gradients/lstm-of-output"),
+    faulty_stacks.ReadsAValue: ("autograd/compile-rnn_tanh", "autograd/graph-where-due-rnn_tanh"),
+    faulty_stacks.FloatOnly: ("parity/autocast parity/lstm-bfloat16", "parity/lstm-float32"),
+    faulty_stacks.Detached: ("gradients/lstm-of-h_n", "gradients/lstm-of-output"),
 }  # fmt: skip
 """Of each fault, checks that find it, and one that looks at the same and has nothing to say."""
 
@@ -132,8 +135,8 @@ def test_what_may_be_written_over_is(only: str) -> None:
 
 
 def test_a_stack_without_a_fault_passes_what_finds_those_of_stacks() -> None:
-    of_stacks = [each for each in FOUND if issubclass(each, faulty.SoundStack)]
-    with registered(faulty.SoundStack) as name:
+    of_stacks = [each for each in FOUND if issubclass(each, faulty_stacks.SoundStack)]
+    with registered(faulty_stacks.SoundStack) as name:
         outcomes = [outcome(name, check) for each in of_stacks for check in FOUND[each][0].split()]
     assert {o.check: o.text for o in outcomes if o.status != "passed"} == {}
 

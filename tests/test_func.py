@@ -20,11 +20,6 @@ def make(request):
     return maker(request.param)
 
 
-@pytest.fixture
-def calls(monkeypatch):
-    return layers_run(monkeypatch)
-
-
 @pytest.mark.parametrize("how", ["outside", "inside", "of leaves", "of many"])
 def test_penalty_on_the_gradient_of_the_input(make, how):
     """Differentiated by the weights, of which the inner gradient is none."""
@@ -130,7 +125,8 @@ def test_states_made_of_the_input_count_once(batched):
     close(penalty(module), penalty(theirs))
 
 
-def test_first_derivative_is_the_backends_even_if_there_may_be_a_second(calls):
+def test_first_derivative_is_the_backends_even_if_there_may_be_a_second(monkeypatch):
+    calls = layers_run(monkeypatch)
     module = fastrnn.LSTM(I, H, backend="reference").double()
     x = X[0].clone().requires_grad_()
     torch.autograd.grad(module(x)[0].sum(), x, create_graph=True)

@@ -5,7 +5,6 @@ Each is right but for what its name says, and none raises unless it says so.
 
 from __future__ import annotations
 
-import itertools
 import time
 from dataclasses import replace
 from typing import Any
@@ -14,8 +13,6 @@ import torch
 
 import fastrnn
 from fastrnn.backend import StackBackend
-from fastrnn.request import Cost
-from fastrnn_aten.backend import AtenBackend
 from fastrnn_reference.backend import ReferenceBackend
 
 
@@ -336,61 +333,6 @@ class SavesFour(Sound):
         return made._replace(saved=(*made.saved, *more))
 
 
-class ClaimsTooMuch(Sound):
-    """Its kernels end at 64 hidden units, which it does not say."""
-
-    def layer_forward(self, layer):
-        if layer.hidden_size > 64:
-            raise NotImplementedError("no kernel for so many hidden units")
-        return super().layer_forward(layer)
-
-
-class RefusesWithoutAReason(Sound):
-    def can_run(self, request):
-        return [""] if request.dtype == torch.bfloat16 else super().can_run(request)
-
-
-class RaisesWhenAsked(Sound):
-    """Compares T, which is None while a graph is made."""
-
-    def can_run(self, request):
-        return ["too long"] if request.seq_len > 10**6 else super().can_run(request)
-
-
-class AnswersOtherwiseEveryTime(Sound):
-    def __init__(self):
-        self.asked = itertools.count()
-
-    def can_run(self, request):
-        if request.num_layers == 50 and next(self.asked) % 2:
-            return ["not today"]
-        return super().can_run(request)
-
-
-class CostIsNoNumber(Sound):
-    def cost(self, request):
-        return Cost(float("nan"), "unknown")
-
-
-class RunsNoLayerAtOnce(Sound):
-    def layers_at_once(self, request):
-        return 0
-
-
-class UnavailableIsAString(Sound):
-    def unavailable(self):
-        return "here it is"
-
-
-class HeedsWhatIsNotThere(Sound):
-    options = frozenset({"dropconnect"})
-
-
-class ClaimsNothing(Sound):
-    def can_run(self, request):
-        return ["it is a holiday"]
-
-
 class WrongInFloat32OfOneLayer(Sound):
     """What runs one layer in one direction, and nothing that most cases are about."""
 
@@ -418,43 +360,6 @@ class UnitsOfOneTile(Sound):
         weight_hh = layer.weight_hh.clone()
         weight_hh[..., 128:] = 0
         return replace(layer, weight_hh=weight_hh)
-
-
-class SoundStack(AtenBackend):
-    """torch's own path, for faults that only a whole stack can have."""
-
-    name = "sound-stack"
-
-
-class BatchFirstIgnored(SoundStack):
-    def run(self, call):
-        return super().run(call._replace(batch_first=False))
-
-
-class GraphUnderNoGrad(SoundStack):
-    def run(self, call):
-        with torch.enable_grad():
-            return super().run(call)
-
-
-class Detached(SoundStack):
-    def run(self, call):
-        output, *states = super().run(call)
-        return (output, *(state.detach() for state in states))
-
-
-class ReadsAValue(SoundStack):
-    """Which no graph can."""
-
-    def run(self, call):
-        if call.input.sum().item() > 1e9:
-            raise ValueError("the input is too large")
-        return super().run(call)
-
-
-class FloatOnly(SoundStack):
-    def run(self, call):
-        return tuple(tensor.float() for tensor in super().run(call))
 
 
 class Plugin:
