@@ -283,12 +283,13 @@ def measure(problem: dict[str, Any], repeats: int) -> list[bench.Row]:
         axes, mode="both", input_size=None, layers=1, bidirectional=bool(problem.get("both")),
         dtype=problem["dtype"], device="cuda",
     )  # fmt: skip
-    return bench.measure(
+    rows = bench.measure(
         found,
         backends=("aten", "triton"),
         repeats=repeats,
         progress=lambda text: print(f"  {text}", file=sys.stderr, flush=True),
     )
+    return list(rows)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from fastrnn.bench_cases import BASELINE, PEERS, backend_as_peer, gradients, lay
 from fastrnn.bench_memory import peak_bytes
 from fastrnn.bench_report import report as report  # beside what it reports on
 from fastrnn.discovery import describe
-from fastrnn.dispatch import clear_decisions, decide
+from fastrnn.dispatch import checked_reasons, clear_decisions, decide
 from fastrnn.doctor import environment
 from fastrnn.floor import Floor, floor_of, operations
 from fastrnn.machine import CACHE_VARIABLE
@@ -150,8 +150,11 @@ def measure(
     repeats: int = REPEATS,
     attained: Mapping[str, Attained] | None = None,
     progress: Callable[[str], None] = lambda text: None,
-) -> list[Row]:
+) -> Iterator[Row]:
     """Check and time every implementation of every case.
+
+    The rows of a case come as soon as it is measured, so that whoever keeps them has them when a
+    later case, or the user, puts an end to it.
 
     Args:
         cases: see `bench_cases.cases`.
@@ -165,11 +168,9 @@ def measure(
         BackendError: FASTRNN_BACKEND names none that can run a case.
     """
     names = tuple(registry().backends) if backends is None else backends
-    rows: list[Row] = []
     for case in cases:
         progress(str(case))
-        rows += _measure(case, names, peers, repeats, (attained or {}).get(case.dtype))
-    return rows
+        yield from _measure(case, names, peers, repeats, (attained or {}).get(case.dtype))
 
 
 def _measure(
@@ -197,7 +198,7 @@ def _measure(
     timed: list[tuple[Row, Callable[[], object]]] = []
     for row, peer in zip(rows, (*peers, *own), strict=True):
         try:
-            if against := _clauses(peer.can_run(case)):
+            if against := checked_reasons(peer.can_run(case)):
                 row.status, row.reason = "cannot run", "; ".join(against)
                 continue
             module = peer.build(case)
@@ -215,12 +216,6 @@ def _measure(
     take_samples(timed, repeats, case.device)
     compare_rows(rows)
     return rows
-
-
-def _clauses(reasons: object) -> tuple[str, ...]:
-    if isinstance(reasons, list | tuple) and all(isinstance(each, str) for each in reasons):
-        return tuple(reasons)
-    raise TypeError(f"can_run returned {reasons!r}, expected a list of strings")
 
 
 def _exact(case: Case, weights: Sequence[Tensor]) -> nn.Module:

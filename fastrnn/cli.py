@@ -6,6 +6,7 @@ arguments.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import sys
@@ -44,9 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warnings.simplefilter("always", PluginWarning)
         warnings.showwarning = _show_warning
         try:
+            with contextlib.redirect_stdout(sys.stderr):  # what plugins print is no data of ours
+                registry()
             options = _parser().parse_args(arguments)
             code = int(options.command(options))
-            sys.stdout.flush()
+            if sys.stdout is not None:  # as in `fastrnn backends >&-`
+                sys.stdout.flush()
             return code
         except BrokenPipeError:  # whoever reads stdout, such as `head`, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -11,6 +11,7 @@ import torch
 
 from fastrnn import bench, bench_cases, bench_hooks, bench_plot, cli_common, floor, measured
 from fastrnn.cli_common import comma_separated, integer, print_json
+from fastrnn.discovery import describe
 from fastrnn.machine import present_devices
 from fastrnn.plugins import registry
 from fastrnn.progress import Progress
@@ -19,9 +20,11 @@ from fastrnn.tune import tune
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from fastrnn.benchmark import Case, Peer
     from fastrnn.cli_common import Parser
+    from fastrnn.floor import Attained
     from fastrnn.measured import Store
     from fastrnn.tune import Outcome
 
@@ -92,29 +95,49 @@ def run_bench(options: argparse.Namespace) -> int:
     if options.plot and (complaint := bench_plot.complaint(options.plot, cases)):
         options.parser.error(f"argument --plot: {complaint}")
     beside, left_out = _peers(options)
+    rows: list[bench.Row] = []
     with _threads(options.threads):
-        with Progress(len(cases)) as progress:
-            attained = {case.dtype: floor.attained_for(case) for case in cases}
-            rows = bench.measure(
-                cases, backends=options.backends, peers=beside, repeats=options.repeats,
-                attained=attained, progress=progress.step,
-            )  # fmt: skip
-        print(bench.report(rows))
-        if left_out:
-            print(f"left out, since it takes long to get ready: {', '.join(left_out)} "
-                  "(--peers all has it)")  # fmt: skip
-        settings = {
-            key: value
-            for key, value in vars(options).items()
-            if key not in ("command", "parser", "json", "csv", "plot", "list")
-        }
-        if options.json:
-            bench.write_json(options.json, rows, settings, attained)
-        if options.csv:
-            bench.write_csv(options.csv, rows)
-        if options.plot:
-            bench_plot.plot(options.plot, rows)
-    return _end(bench.failures(rows, options.backends))
+        try:
+            with Progress(len(cases)) as progress:
+                attained = {case.dtype: floor.attained_for(case) for case in cases}
+                for row in bench.measure(
+                    cases, backends=options.backends, peers=beside, repeats=options.repeats,
+                    attained=attained, progress=progress.step,
+                ):  # fmt: skip
+                    rows.append(row)
+        finally:  # a measurement may have taken an hour, and what ends it is a Ctrl-C
+            if rows:
+                print(bench.report(rows))
+                failures = _write(options, rows, attained)
+                code = _end(failures + bench.failures(rows, options.backends))
+    if left_out:
+        print(f"left out, since it takes long to get ready: {', '.join(left_out)} "
+              "(--peers all has it)")  # fmt: skip
+    return code
+
+
+def _write(
+    options: argparse.Namespace, rows: Sequence[bench.Row], attained: Mapping[str, Attained]
+) -> list[str]:
+    """Write the files that were asked for, and say which could not be."""
+    settings = {
+        key: value
+        for key, value in vars(options).items()
+        if key not in ("command", "parser", "json", "csv", "plot", "list")
+    }
+    writers: tuple[tuple[Path | None, Callable[[Path], None]], ...] = (
+        (options.json, lambda path: bench.write_json(path, rows, settings, attained)),
+        (options.csv, lambda path: bench.write_csv(path, rows)),
+        (options.plot, lambda path: bench_plot.plot(path, rows)),
+    )
+    failures = []
+    for path, write in writers:
+        try:
+            if path is not None:
+                write(path)
+        except Exception as error:  # the other files, and the exit code, must not suffer
+            failures.append(f"{path} was not written: {describe(error)}")
+    return failures
 
 
 def _peers(options: argparse.Namespace) -> tuple[list[Peer], list[str]]:
@@ -301,8 +324,14 @@ def _list(as_json: bool) -> int:
 def _forget(as_json: bool) -> int:
     deleted = [measured.forget(*device) for device in present_devices()]
     paths = [str(path) for path in deleted if path is not None]
-    paths += [str(path) for backend in registry().backends.values() for path in backend.forget()]
+    failures = []
+    for name, backend in registry().backends.items():
+        try:
+            paths += [str(path) for path in backend.forget()]
+        except Exception as error:  # the others must forget as well
+            failures.append(f"{name} failed to forget: {describe(error)}")
     if as_json:
-        return print_json({"deleted": paths})
-    print("\n".join(f"deleted: {path}" for path in paths) or "nothing was stored")
-    return 0
+        print_json({"deleted": paths, "failures": failures})
+    else:
+        print("\n".join(f"deleted: {path}" for path in paths) or "nothing was stored")
+    return _end(failures)

@@ -220,11 +220,11 @@ def _parse(names: str, rule: str) -> tuple[str, ...]:
 def _ask(backend: Backend, request: Request, here: bool) -> Candidate:
     """A backend's answers. One that raises, or answers nonsense, cannot run and that is why."""
     try:
-        reasons = _checked_reasons(backend.unavailable()) if here else ()
+        reasons = checked_reasons(backend.unavailable()) if here else ()
         if request.cell not in BUILTIN and not backend.runs_cell(cell_of(request.cell)):
             unknown = f"the cell {request.cell} is a plugin's, and not among those that it runs"
             return Candidate(backend.name, (*reasons, unknown), None)
-        reasons += _checked_reasons(backend.can_run(request))
+        reasons += checked_reasons(backend.can_run(request))
         if request.recompute and request.needs_grad and not backend.recomputes:
             reasons += ("recompute was asked for; it keeps what every step needs",)
         reasons = reasons or _unheeded(backend, request)
@@ -271,7 +271,12 @@ def _with_measurements(
     return tuple(replace(candidate, cost=cost_of(candidate)) for candidate in candidates)
 
 
-def _checked_reasons(reasons: object) -> tuple[str, ...]:
+def checked_reasons(reasons: object) -> tuple[str, ...]:
+    """What `unavailable` or `can_run` answered.
+
+    Raises:
+        TypeError: it is no list of non-empty strings.
+    """
     if isinstance(reasons, list | tuple) and all(isinstance(r, str) and r for r in reasons):
         return tuple(reasons)
     raise TypeError(f"its reasons are {reasons!r}, expected a list of non-empty strings")

@@ -15,7 +15,7 @@ import torch
 from fastrnn import measured, testing
 from fastrnn._version import __version__
 from fastrnn.discovery import describe, one_line
-from fastrnn.dispatch import ENVIRONMENT_VARIABLE, BackendError, parse_names
+from fastrnn.dispatch import ENVIRONMENT_VARIABLE, BackendError, checked_reasons, parse_names
 from fastrnn.doctor_devices import (
     Finding,
     cudnn_version,
@@ -89,33 +89,37 @@ def examine() -> list[Finding]:
 def unavailable(backend: Backend) -> list[str]:
     """`backend.unavailable()`; one that raises is not available, and the exception is why."""
     try:
-        return list(backend.unavailable())
+        return list(checked_reasons(backend.unavailable()))
     except Exception as error:
         return [f"it raised {describe(error)}"]
 
 
 def try_backend(backend: Backend) -> Finding:
-    """Run a small LSTM forward and backward through `backend` and compare with float64."""
+    """Run a small layer forward and backward through `backend` and compare with float64.
+
+    An LSTM, or the first cell that it can run, padded or of rows of different lengths.
+    """
     topic = f"backend {backend.name}"
     reasons = unavailable(backend)
     if reasons:
         advice = "To use it, change that; the other backends do not need it."
         return Finding(topic, f"not available here: {'; '.join(reasons)}", False, advice)
     devices = ("cuda", "cpu") if torch.cuda.is_available() else ("cpu",)
+    cells = sorted(registry().cells, key=lambda cell: cell != "lstm")
     refusals = []
     # one that is for the CPU alone works, on a machine with a GPU too, and so does one that is for
-    # rows of different lengths alone
-    for device, lengths in itertools.product(devices, (None, (5, 2, 3))):
+    # some cell alone, or for rows of different lengths
+    for device, cell, lengths in itertools.product(devices, cells, (None, (5, 2, 3))):
         try:
-            return _try_on(device, backend, lengths)
+            return _try_on(device, backend, cell, lengths)
         except BackendError as error:
             refusals.append(str(error))
-    return Finding(topic, f"cannot run a small LSTM on {devices[0]}", False, refusals[0])
+    return Finding(topic, f"cannot run a small layer on {devices[0]}", False, refusals[0])
 
 
-def _try_on(device: str, backend: Backend, lengths: tuple[int, ...] | None) -> Finding:
+def _try_on(device: str, backend: Backend, cell: str, lengths: tuple[int, ...] | None) -> Finding:
     topic = f"backend {backend.name}"
-    problem = testing.random_problem(Spec("lstm", 8, 16), 5, 3, dtype=torch.float32, device=device)
+    problem = testing.random_problem(Spec(cell, 8, 16), 5, 3, dtype=torch.float32, device=device)
     precision = float32_precision() if device == "cuda" else "ieee"
     allowed = testing.tolerance(torch.float32, 5, precision)
     try:
@@ -128,7 +132,8 @@ def _try_on(device: str, backend: Backend, lengths: tuple[int, ...] | None) -> F
         return Finding(topic, f"WRONG RESULTS on {device}: {one_line(error)}", False, advice)
     except Exception as error:
         return Finding(topic, f"failed on {device}", False, _sentence(describe(error)))
-    what = f"a small LSTM on {device}" + (", of rows of different lengths," if lengths else ",")
+    name = {"lstm": "LSTM", "gru": "GRU"}.get(cell, f"layer of {cell}")
+    what = f"a small {name} on {device}" + (", of rows of different lengths," if lengths else ",")
     return Finding(topic, f"works: {what} forward and backward, is right")
 
 

@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import reprlib
+import tempfile
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -194,6 +195,26 @@ def timings(request: Request) -> dict[str, Timing]:
     return found.problems.get(_kind(request), {}).get(Size(request.seq_len, request.batch), {})
 
 
+def prepare(request: Request) -> None:
+    """See that `remember` could keep what is about to be measured; makes the folder.
+
+    Args:
+        request: a problem on a device of this machine.
+
+    Raises:
+        OSError: there is no place for the file, or one cannot write there.
+    """
+    current = store(request.device, request.arch)
+    folder = None if current is None else _place(current).parent
+    try:
+        if folder is not None:
+            with locked(folder), tempfile.TemporaryFile(dir=folder):
+                pass
+    except OSError as error:
+        text = f"measurements cannot be kept in {folder} ({CACHE_VARIABLE} names another folder)"
+        raise OSError(f"{text}: {describe(error)}") from error
+
+
 def remember(
     request: Request, seconds: Mapping[str, float | None], version: Mapping[str, str], *, keep: bool
 ) -> Store:
@@ -327,9 +348,7 @@ def _kind_of_record(record: dict[str, Any]) -> Request:
 
 def _save(current: Store, kind: Request, size: Size, new: Mapping[str, Timing | None]) -> None:
     """Add `new` to what is in the file by now, and take over what others have added to it."""
-    path = current.path
-    if path is None:
-        raise FileNotFoundError(f"no home directory to keep measurements in; set {CACHE_VARIABLE}")
+    path = _place(current)
     with locked(path.parent):
         there = _load(current.machine)
         _update(there.problems, kind, size, new)
@@ -340,6 +359,12 @@ def _save(current: Store, kind: Request, size: Size, new: Mapping[str, Timing | 
             "problems": current.as_json(),
         }
         write_json(path, content)
+
+
+def _place(current: Store) -> Path:
+    if current.path is None:
+        raise FileNotFoundError(f"no home directory to keep measurements in; set {CACHE_VARIABLE}")
+    return current.path
 
 
 def _record(request: Request, timings: dict[str, Timing]) -> dict[str, object]:

@@ -75,10 +75,13 @@ def tune(
 
     Raises:
         BackendError: FASTRNN_BACKEND names none that can run a case.
-        OSError: the file cannot be written, or there is no place for it.
+        OSError: the file cannot be written, or there is no place for it; said before anything is
+            measured.
     """
     outcome = Outcome()
     requests = [request_for(case) for case in cases]
+    if keep and requests:
+        measured.prepare(requests[0])
     before = [decide(request) for request in requests]
     plugins = registry().plugins
     try:
@@ -86,7 +89,7 @@ def tune(
             progress(str(case))
             if keep:
                 outcome.faults += _search(case, decision, backends, note)
-            rows = bench.measure([case], backends=backends, repeats=repeats)
+            rows = list(bench.measure([case], backends=backends, repeats=repeats))
             outcome.rows += rows
             seconds = {
                 row.implementation: row.median

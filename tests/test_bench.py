@@ -74,7 +74,7 @@ def row_of(rows, implementation):
 @pytest.mark.parametrize(("layers", "bidirectional"), [(1, False), (2, True)])
 def test_every_implementation_is_right_and_timed(cell, mode, layers, bidirectional):
     case = CASE._replace(cell=cell, mode=mode, layers=layers, bidirectional=bidirectional)
-    rows = measure([case], repeats=2)
+    rows = list(measure([case], repeats=2))
     assert [row.implementation for row in rows] == [
         "torch.nn", "cell loop", *plugins.registry().backends,
     ]  # fmt: skip
@@ -91,7 +91,7 @@ def test_every_implementation_is_right_and_timed(cell, mode, layers, bidirection
 @pytest.mark.parametrize("cell", ["rnn_sigmoid", "peephole_lstm"])
 @pytest.mark.parametrize("layers", [1, 2])
 def test_a_cell_that_torch_lacks_has_no_baseline(cell, layers):
-    rows = measure([CASE._replace(cell=cell, layers=layers, bidirectional=True)], repeats=1)
+    rows = list(measure([CASE._replace(cell=cell, layers=layers, bidirectional=True)], repeats=1))
     assert row_of(rows, "torch.nn").reason == f"torch.nn has no {cell}"
     assert row_of(rows, "cell loop").status == "cannot run"
     reference = row_of(rows, "reference")
@@ -112,7 +112,7 @@ def test_a_cell_that_torch_lacks_has_no_baseline(cell, layers):
 )
 def test_a_wrong_result_gets_no_time(fault, name, mode, reason):
     fault(name)
-    rows = measure([CASE._replace(mode=mode)], backends=["faulty", "aten"], repeats=1)
+    rows = list(measure([CASE._replace(mode=mode)], backends=["faulty", "aten"], repeats=1))
     row = row_of(rows, "faulty")
     if reason is None:  # a wrong gradient does not matter to a forward pass
         assert row.status == "ok"
@@ -129,7 +129,7 @@ def test_a_wrong_result_gets_no_time(fault, name, mode, reason):
 
 def test_a_backend_that_raises_is_a_line_and_a_failure(fault, tmp_path):
     fault("raises")
-    rows = measure([CASE], backends=["faulty", "aten"], repeats=1)
+    rows = list(measure([CASE], backends=["faulty", "aten"], repeats=1))
     row = row_of(rows, "faulty")
     assert (row.status, row.reason) == ("failed", "raised RuntimeError: no such kernel")
     assert row_of(rows, "aten").samples
@@ -185,7 +185,7 @@ def test_the_command_benches_what_a_caller_would_get(tuned, monkeypatch, capsys)
 
 def test_what_is_compared_with_is_checked_too_but_is_no_failure(monkeypatch):
     monkeypatch.setattr(testing, "tolerance", lambda *_: testing.Tolerance(1e-30, 1e-30))
-    rows = measure([CASE], backends=[], repeats=1)
+    rows = list(measure([CASE], backends=[], repeats=1))
     assert {row.status for row in rows} == {"wrong"}
     assert not any(row.samples for row in rows)
     assert failures(rows, None) == []
@@ -193,9 +193,9 @@ def test_what_is_compared_with_is_checked_too_but_is_no_failure(monkeypatch):
 
 def test_the_truth_is_float64_of_the_same_numbers():
     """A half precision result is compared at its own inputs, not at unrounded ones."""
-    rows = measure([CASE._replace(dtype="bfloat16")], backends=["reference"], repeats=1)
+    rows = list(measure([CASE._replace(dtype="bfloat16")], backends=["reference"], repeats=1))
     assert 0 < row_of(rows, "reference").error <= 1
-    exact = measure([CASE._replace(dtype="float64")], backends=["reference"], repeats=1)
+    exact = list(measure([CASE._replace(dtype="float64")], backends=["reference"], repeats=1))
     assert row_of(exact, "reference").error == 0
 
 
@@ -257,7 +257,7 @@ def test_quantiles():
 
 
 def test_what_cannot_run_is_said_once(fault):
-    rows = measure([CASE, CASE._replace(T=6)], backends=["aten"], repeats=1)
+    rows = list(measure([CASE, CASE._replace(T=6)], backends=["aten"], repeats=1))
     extra = [Row(case, "x", "cannot run", "no GPU") for case in (CASE, CASE)]
     text = report(rows + extra)
     assert text.count("no GPU") == 1
@@ -322,7 +322,7 @@ def test_cases_are_every_combination():
 
 def test_files_say_what_was_measured_on_what(fault, tmp_path):
     fault("nan")
-    rows = measure([CASE], repeats=3)
+    rows = list(measure([CASE], repeats=3))
     path = tmp_path / "results.json"
     bench.write_json(path, rows, {"repeats": 3})
     content = json.loads(path.read_text(), parse_constant=pytest.fail)
@@ -368,6 +368,6 @@ def test_quick_is_little_work():
 @pytest.mark.parametrize("mode", ["forward", "train"])
 def test_a_gpu_is_timed_with_events(mode):
     case = CASE._replace(device="cuda", mode=mode, T=50, B=8, I=32, H=64)
-    rows = measure([case], repeats=3)
+    rows = list(measure([case], repeats=3))
     assert failures(rows, None) == []
     assert len(row_of(rows, "aten").samples) == 3

@@ -30,7 +30,9 @@ def graphs(monkeypatch):
 
 
 def row_of(case):
-    rows = bench.measure([case], backends=[], peers=[PEERS[0], bench_compiled.PEER], repeats=1)
+    rows = list(
+        bench.measure([case], backends=[], peers=[PEERS[0], bench_compiled.PEER], repeats=1)
+    )
     return rows[1]
 
 

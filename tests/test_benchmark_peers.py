@@ -90,7 +90,9 @@ def test_where_it_is_installed_flashrnn_stands_beside_the_backends():
     assert list(found) == ["torch.nn", "cell loop", "compiled loop", peer.PEER]
     assert not found[peer.PEER].on_demand
     flashrnn = dataclasses.replace(found[peer.PEER], can_run=lambda case: [])  # no GPU is here
-    rows = bench.measure([PEER_CASE], backends=[], peers=[found["torch.nn"], flashrnn], repeats=1)
+    rows = list(
+        bench.measure([PEER_CASE], backends=[], peers=[found["torch.nn"], flashrnn], repeats=1)
+    )
     assert [(row.implementation, row.status) for row in rows] == [
         ("torch.nn", "ok"), (peer.PEER, "ok"),
     ]  # fmt: skip

@@ -15,6 +15,7 @@ import torch
 
 import fastrnn
 from fastrnn import bench, cli, dispatch, doctor, plugins, tables
+from fastrnn.dispatch import BackendError
 from fastrnn.hookspecs import hookimpl
 from fastrnn.progress import Progress
 from fastrnn_reference.backend import ReferenceBackend
@@ -86,6 +87,29 @@ def test_a_reader_that_leaves_is_no_error():
             text=True, check=False, cwd=ROOT, env=environment,
         )  # fmt: skip
     assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="closes a file descriptor as shells do")
+def test_a_closed_stdout_is_no_error():
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sys.path))}
+    done = subprocess.run(
+        ["/bin/sh", "-c", '"$0" -m fastrnn backends >&-', sys.executable], stderr=subprocess.PIPE,
+        text=True, check=False, cwd=ROOT, env=environment,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_a_plugin_prints_when_it_is_imported_is_no_data(run, monkeypatch):
+    def load():
+        print("hello from a plugin")
+        return original()
+
+    original = plugins._first_registry
+    monkeypatch.setattr(plugins, "_first_registry", load)
+    plugins.reset()
+    code, out, err = run("backends", "--json")
+    assert (code, err) == (0, "hello from a plugin\n")
+    assert json.loads(out)[0]["available"]
 
 
 def test_backends(run, broken, monkeypatch):
@@ -355,9 +379,12 @@ def test_bench_fails_on_a_named_backend_that_never_runs(run):
 
 def test_bench_with_a_file_that_cannot_be_written(run, tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "write_json", lambda *_: tmp_path.write_text(""))
-    code, _, err = run(*BENCH, "--json", str(tmp_path / "x"))
+    code, out, err = run(*BENCH, "--json", str(tmp_path / "x"), "--csv", str(tmp_path / "y"))
     assert code == 1
-    assert err.splitlines()[-1].startswith("fastrnn: error: [Errno ")
+    (error,) = [line for line in err.splitlines() if "error" in line]
+    assert error.startswith(f"fastrnn: error: {tmp_path / 'x'} was not written: IsADirectoryError")
+    assert "torch.nn" in out
+    assert (tmp_path / "y").read_text(encoding="utf-8").startswith("cell,")
 
 
 def test_an_interrupt_ends_it_quietly(run, monkeypatch):
@@ -367,6 +394,36 @@ def test_an_interrupt_ends_it_quietly(run, monkeypatch):
     monkeypatch.setattr(bench, "measure", interrupt)
     code, out, err = run(*BENCH)
     assert (code, out, err) == (130, "", "fastrnn: interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, "fastrnn: interrupted"),
+        (BackendError("cannot run"), 1, "fastrnn: error: cannot run"),
+        (MemoryError(), None, None),
+    ],
+)
+def test_an_end_before_the_end_loses_no_measurement(run, monkeypatch, tmp_path, error, code, said):
+    original = bench._measure
+
+    def measure(case, *arguments):
+        if case.mode == "train":
+            raise error
+        return original(case, *arguments)
+
+    monkeypatch.setattr(bench, "_measure", measure)
+    file = tmp_path / "rows.csv"
+    if code is None:
+        with pytest.raises(MemoryError):
+            run(*BENCH, "--csv", str(file))
+    else:
+        found, out, err = run(*BENCH, "--csv", str(file))
+        assert (found, err.splitlines()[-1]) == (code, said)
+        assert "torch.nn" in out
+    rows = file.read_text(encoding="utf-8").splitlines()[1:]
+    assert rows
+    assert all(row.startswith("lstm,forward,") for row in rows)
 
 
 def test_progress_on_a_terminal(monkeypatch, capsys):

@@ -9,6 +9,7 @@ import torch
 
 from fastrnn import cli, doctor, doctor_devices, plugins
 from fastrnn.dispatch import BackendError
+from fastrnn.hookspecs import hookimpl
 from fastrnn_reference.backend import ReferenceBackend
 from plugin_cases import installing, load
 
@@ -249,8 +250,8 @@ def test_a_backend_for_the_cpu_alone_works_where_there_is_a_gpu(monkeypatch):
     class ForCpu(ReferenceBackend):
         name = "for_cpu"
 
-    def try_on(device, backend, lengths):
-        tried.append((device, lengths))
+    def try_on(device, backend, cell, lengths):
+        tried.append((device, cell, lengths))
         if device == "cuda":
             raise BackendError("needs cpu")
         return doctor.Finding(backend.name, "works")
@@ -258,7 +259,9 @@ def test_a_backend_for_the_cpu_alone_works_where_there_is_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(doctor, "_try_on", try_on)
     assert doctor.try_backend(ForCpu()).value == "works"
-    assert tried == [("cuda", None), ("cuda", (5, 2, 3)), ("cpu", None)]
+    assert tried[:2] == [("cuda", "lstm", None), ("cuda", "lstm", (5, 2, 3))]
+    assert {tried[-1]} == {one for one in tried if one[0] == "cpu"} == {("cpu", "lstm", None)}
+    assert {cell for _, cell, _ in tried} == set(plugins.registry().cells)
 
 
 def test_findings_have_advice_where_something_is_wrong():
@@ -274,3 +277,40 @@ def test_a_backend_for_rows_of_different_lengths_alone_works():
     assert finding.works
     assert "of rows of different lengths" in finding.value
     assert "lengths" not in doctor.try_backend(backends["aten"]).value
+
+
+def test_a_backend_of_one_cell_works():
+    class OfOneCell(ReferenceBackend):
+        name = "of_one_cell"
+
+        def can_run(self, request):
+            return [] if request.cell == "rnn_relu" else ["rnn_relu only"]
+
+    plugins.reset()
+    backend = OfOneCell()
+
+    class Plugin:
+        @hookimpl
+        def fastrnn_backends(self):
+            return [backend]
+
+    plugins.register(Plugin())
+    finding = doctor.try_backend(backend)
+    plugins.reset()
+    assert finding.works
+    assert finding.value.startswith("works: a small layer of rnn_relu on ")
+
+
+def test_reasons_that_are_one_string_are_the_fault_of_the_backend():
+    class Careless(ReferenceBackend):
+        name = "careless"
+
+        def unavailable(self):
+            return "no magic"
+
+    finding = doctor.try_backend(Careless())
+    assert not finding.works
+    assert finding.value == (
+        "not available here: it raised TypeError: its reasons are 'no magic', expected a list of "
+        "non-empty strings"
+    )

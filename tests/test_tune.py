@@ -304,8 +304,21 @@ def test_list_and_forget(run, times):
     assert (listed["path"], len(listed["problems"])) == (str(path), 1)
     assert (
         run("tune", "--forget", "--json")[1]
-        == json.dumps({"deleted": [str(path)]}, indent=2) + "\n"
+        == json.dumps({"deleted": [str(path)], "failures": []}, indent=2) + "\n"
     )
+    assert not path.exists()
+
+
+def test_a_backend_that_cannot_forget_does_not_keep_others_from_it(run, other, monkeypatch):
+    def fail(self):
+        raise RuntimeError("busy")
+
+    assert run(*TUNE)[0] == 0
+    path = next(Path(os.environ[CACHE]).iterdir())
+    monkeypatch.setattr(ReferenceBackend, "forget", fail)
+    code, out, err = run("tune", "--forget")
+    assert (code, out) == (1, f"deleted: {path}\n")
+    assert "fastrnn: error: other failed to forget: RuntimeError: busy\n" in err
     assert not path.exists()
 
 
@@ -330,8 +343,9 @@ def test_a_directory_that_cannot_be_written_is_one_line(run, monkeypatch, tmp_pa
     monkeypatch.setenv(CACHE, str(tmp_path / "file"))
     code, out, err = run(*TUNE)
     assert (code, out) == (1, "")
-    assert err.splitlines()[-1].startswith("fastrnn: error: [Errno ")
-    assert "Traceback" not in err
+    (line,) = err.splitlines()  # and nothing was measured
+    assert line.startswith(f"fastrnn: error: measurements cannot be kept in {tmp_path / 'file'} ")
+    assert f"({CACHE} names another folder)" in line
 
 
 @pytest.mark.parametrize("pair", ["--list --forget", "--dry-run --list", "--forget --dry-run"])
