@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch.nn import functional
 
+from fastrnn.products import product
 from fastrnn.transforms import are_many_to_autograd, is_batched
 
 if TYPE_CHECKING:
@@ -116,9 +117,9 @@ def sums(x: Tensor, own: Weights, of_x: Tensor, of_h: Tensor, needed: Sequence[b
     turned = len(own.ih) // 3 if of_x is not of_h else 0
     d_x = d_ih = d_bias_ih = d_bias_hh = None
     if to_x:
-        d_x = of_x @ (own.ih.roll(turned, 0) if turned else own.ih)
+        d_x = product(of_x, own.ih.roll(turned, 0) if turned else own.ih)
     if to_ih:
-        d_ih = of_x.mT @ x
+        d_ih = product(of_x.mT, x)
         d_ih = d_ih.roll(-turned, 0) if turned else d_ih
     if to_bias_ih:
         d_bias_ih = of_x.sum(0)
