@@ -39,6 +39,14 @@ def rows(request: Request) -> int:
     return TYPICAL if request.batch is None else request.batch
 
 
+def calls(request: Request) -> float:
+    """How many times what it takes to call one layer in one direction a stack takes.
+
+    A further layer or direction takes about a half of it, on every path of a CPU.
+    """
+    return (1 + request.num_layers * request.directions) / 2
+
+
 def restarting(request: Request) -> float:
     """Steps, of all layers and directions, at which some row is taken to start over."""
     if not request.resets:

@@ -160,6 +160,23 @@ def test_a_second_direction_costs_what_the_first_does(
     assert a_step(True) == pytest.approx(2 * a_step(False))
 
 
+@pytest.mark.parametrize("name", ["aten", "rows", "reference"])
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("kind", [fastrnn.LSTM, fastrnn.GRU, fastrnn.RNN])
+def test_every_layer_of_a_short_call_costs(name: str, grad: bool, kind: Any) -> None:
+    """A further layer or direction takes about half of what the first does, however few steps."""
+
+    def seconds(layers: int, bidirectional: bool) -> float:
+        layer = kind(8, 8, num_layers=layers, bidirectional=bidirectional)
+        with torch.set_grad_enabled(grad):
+            asked = fastrnn.explain(layer, torch.empty(1, 1, 8)).candidates
+        return next(one.cost.seconds for one in asked if one.name == name and one.cost)
+
+    one, three, six = seconds(1, False), seconds(3, False), seconds(3, True)
+    assert 0.4 * one < (three - one) / 2 < 1.1 * one
+    assert six - three == pytest.approx(1.5 * (three - one))
+
+
 def test_estimates_know_which_rows_run_on() -> None:
     for (steps, batch, hidden), runs_on in (((20, 8, 32), True), ((200, 64, 256), False)):
         layer, x = fastrnn.GRU(hidden, hidden, backend="rows"), torch.empty(steps, batch, hidden)

@@ -15,6 +15,7 @@ from fastrnn.roofline import (
     CPU_BYTES,
     CPU_CACHE,
     CPU_MEMORY,
+    calls,
     cpu_input_product,
     cpu_product,
     cpu_step,
@@ -62,7 +63,7 @@ def estimate(request: Request) -> Cost:
         passes = 3 if request.needs_grad else 1
         product = 0.5 * cpu_product(request)
         product += waiting(request, product)
-        seconds = CALL + loop * (ONEDNN_STEP + passes * product)
+        seconds = calls(request) * CALL + loop * (ONEDNN_STEP + passes * product)
         if request.frozen:
             # It forms the gradients of weights all the same, those of W_ih, too: over all steps at
             # once, in products that are no faster than others' are.
@@ -101,12 +102,12 @@ def _loop(request: Request, share: float) -> float:
         step = own.forward + product + (own.packed if request.varlen else 0.0)
         if own is ELMAN:
             step += share * rows(request) * request.hidden_size * request.dtype.itemsize / SUM
-        return CALL + loop * step
+        return calls(request) * CALL + loop * step
     step = own.training + 2 * product
     if not request.frozen:
         # autograd adds dW_hh up step by step, reading and writing all of it each time
         step += product + 2 * recurrent_weights(request) * request.dtype.itemsize / CPU_BYTES
-    return CALL_TRAINING + loop * step
+    return calls(request) * CALL_TRAINING + loop * step
 
 
 def _packed_loop(request: Request) -> float:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from fastrnn.request import Cost
 from fastrnn.roofline import (
     PACKING,
+    calls,
     cpu_input_product,
     cpu_product,
     cpu_step,
@@ -89,12 +90,12 @@ MARGIN = 1.05
 def estimate(request: Request) -> Cost:
     """Steps x (product + units), shared by threads."""
     own, number = LOOPS.get(request.cell, ELMAN), threads(request)
-    layers = request.num_layers * request.directions
     call = own.call_training if request.needs_grad else own.call
     ways = 2 if request.needs_grad else 1
     weights = recurrent_weights(request) * request.dtype.itemsize
-    call += ways * weights / own.laying_out * (1 + weights / FRESH)
-    seconds = layers * call + _work(request, number)
+    laying_out = ways * weights / own.laying_out * (1 + weights / FRESH)
+    layers = request.num_layers * request.directions
+    seconds = calls(request) * call + layers * laying_out + _work(request, number)
     if request.cell == "lstm" and steps(request) < FEW_STEPS * request.num_layers:
         seconds *= WHOLE
     if request.transformed and request.cell not in LOOPS and rows(request) < PART:

@@ -12,6 +12,7 @@ from fastrnn.roofline import (
     CPU_BYTES,
     CPU_STREAM,
     beside_onednn,
+    calls,
     cpu_step,
     recurrent_weights,
     restarting,
@@ -62,11 +63,11 @@ def estimate(request: Request) -> Cost:
         # the weights and their gradients pass through the cache once, however short the sequence
         weights = recurrent_weights(request) * request.dtype.itemsize
         weights *= request.num_layers * request.directions * (1 if request.frozen else 3)
-        call = CALL_TRAINING + weights / CPU_BYTES
+        call = calls(request) * CALL_TRAINING + weights / CPU_BYTES
         why = "hand-written BPTT, weight gradients in one product"
     else:
         product = beside_onednn(request) * gates / request.gates
-        step, call, why = fixed + product, CALL, "a Python step loop"
+        step, call, why = fixed + product, calls(request) * CALL, "a Python step loop"
     return Cost(MARGIN * (call + loop * step + _of_lengths(request) + _of_resets(request)), why)
 
 

@@ -16,6 +16,7 @@ from fastrnn.roofline import (
     CPU_STREAM,
     PACKING,
     beside_onednn,
+    calls,
     cpu_step,
     packing,
     recurrent_weights,
@@ -33,6 +34,7 @@ class Loop(NamedTuple):
     """Seconds of a cell's loop, forward alone and in training."""
 
     call: float
+    """Of one layer in one direction; see `roofline.calls`."""
     step: float
     """Beside its product."""
     call_training: float
@@ -95,14 +97,15 @@ def estimate(request: Request) -> Cost:
         forward *= _turned(request, share * rows(request))
         seconds += weights / TURNING
     if not request.needs_grad:
-        seconds += loop.call + UNEQUAL * unequal + number * (loop.step + forward)
+        seconds += calls(request) * loop.call + UNEQUAL * unequal + number * (loop.step + forward)
         return Cost(MARGIN * seconds, "Python steps over the rows that go on")
     array = share * rows(request) * request.gates * request.hidden_size * size
     back = (1 if request.frozen else 2) * product
     step = loop.step_training + forward + back + loop.passes * array / CPU_STREAM
     # the weights and their gradients pass through the cache once, however short the sequence
     weights *= 1 if request.frozen else 3
-    seconds += loop.call_training + UNEQUAL_TRAINING * unequal + weights / CPU_BYTES + number * step
+    seconds += calls(request) * loop.call_training + UNEQUAL_TRAINING * unequal
+    seconds += weights / CPU_BYTES + number * step
     return Cost(
         MARGIN * seconds,
         "hand-written BPTT over the rows that go on, weight gradients in one product",
