@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch.nn import functional
 
+from fastrnn.precision import returned, uncast
 from fastrnn.products import product
+from fastrnn.roofline import HALVES, in_full
 from fastrnn.transforms import are_many_to_autograd, is_batched
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     RunOne = Callable[[bool, Tensor, tuple[Tensor, ...], "Weights"], Sequence[Tensor]]
     WrittenOut = Callable[[Tensor, tuple[Tensor, ...], "Weights"], tuple[Tensor, ...]]
 
-DTYPES = (torch.float32, torch.float64)
+DTYPES = (torch.float32, torch.float64, *HALVES)
 unrecorded = torch._C._AutoDispatchBelowAutograd
 """Where nothing is recorded, small operations take a fifth less without looking whether it is."""
 
@@ -68,8 +70,30 @@ def reasons(request: Request, cells: Iterable[str]) -> list[str]:
     if request.proj_size:
         found.append(f"proj_size is {request.proj_size}; it has no projections")
     if request.dtype not in DTYPES:
-        found.append(f"dtype is {request.dtype}; needs torch.float32 or torch.float64")
+        found.append(f"dtype is {request.dtype}; needs {', '.join(map(str, DTYPES))}")
     return found
+
+
+def in_float32(
+    run: Callable[[StackCall], tuple[Tensor, ...]], call: StackCall
+) -> tuple[Tensor, ...]:
+    """What `run` makes of a call, of one of 16 bits in float32.
+
+    Results are rounded once, not at every step; casts are differentiable, so that gradients come
+    back in the dtype of what was passed in.
+    """
+    asked = call.request
+    if asked.dtype not in HALVES:
+        return run(call)
+    wide = call._replace(
+        request=in_full(asked), input=call.input.float(),
+        hx=tuple(state.float() for state in call.hx),
+        weights=[weight.float() for weight in call.weights],
+    )  # fmt: skip
+    with uncast(asked.device):
+        made = run(wide)
+    kind = returned(asked.cell, asked.device, asked.dtype, call.hx[0].dtype)
+    return tuple(each.to(kind) for each in made)
 
 
 def ways(request: Request) -> tuple[bool, ...]:

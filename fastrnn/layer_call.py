@@ -9,7 +9,6 @@ at all.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,11 +18,10 @@ from fastrnn import chunked
 from fastrnn.backend import LayerBackend, LayerOutput, OutputGradients, Wanted
 from fastrnn.flat import SAVED, layer_of
 from fastrnn.plugins import registry
-from fastrnn.precision import autocasts
+from fastrnn.precision import uncast
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from contextlib import AbstractContextManager
 
     from torch import Tensor
 
@@ -67,12 +65,6 @@ def layer_and_backend(
     return layer, cast("LayerBackend", registry().backends[arguments[-1]])
 
 
-def _no_autocast(layer: Layer) -> AbstractContextManager[object]:
-    """The inputs were cast before the operator was called; nothing inside may cast again."""
-    kind = layer.x.device.type
-    return torch.autocast(kind, enabled=False) if autocasts(kind) else nullcontext()
-
-
 def padded(layer: Layer, made: LayerOutput) -> tuple[Tensor, ...]:
     """What the operator returns: empty tensors where there is none."""
     if len(made.saved) > SAVED:
@@ -97,7 +89,7 @@ def forward(*arguments: Any) -> tuple[Tensor, ...]:
     """The outputs and what is saved, as `layer_forward` returns them."""
     layer, backend = layer_and_backend(arguments)
     try:
-        with _no_autocast(layer):
+        with uncast(layer.x.device.type):
             if layer.save and layer.recompute:
                 made = chunked.forward(backend, layer)
             else:
@@ -127,7 +119,7 @@ def backward(
     if layer.all_states and layer.c0 is not None:
         saved = (cells, *saved)
     try:
-        with _no_autocast(layer):
+        with uncast(layer.x.device.type):
             if layer.recompute:
                 got = chunked.backward(backend, grad, layer, output, saved, wanted)
             else:

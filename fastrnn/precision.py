@@ -1,10 +1,15 @@
-"""How float32 products are formed on a GPU, and which GPU it is."""
+"""How float32 products are formed on a GPU, and which GPU it is; what autocast does to a call."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
 
 
 def float32_precision() -> str:
@@ -36,3 +41,17 @@ def autocasts(device: str) -> bool:
     if not torch._C._is_any_autocast_enabled() or not torch.amp.is_autocast_available(device):
         return False
     return torch.is_autocast_enabled(device)
+
+
+def uncast(device: str) -> AbstractContextManager[object]:
+    """Where operations on such a device are not cast: what they get already was."""
+    return torch.autocast(device, enabled=False) if autocasts(device) else nullcontext()
+
+
+def returned(cell: str, device: str, arithmetic: torch.dtype, given: torch.dtype) -> torch.dtype:
+    """The dtype of a call's results, from that of its arithmetic and of the state it is given.
+
+    They differ under autocast, which on a CPU casts what a GRU multiplies, and not the h that it
+    mixes.
+    """
+    return given if cell == "gru" and device == "cpu" else arithmetic

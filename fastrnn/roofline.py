@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +19,15 @@ SELDOM = 100
 CPU_OPERATIONS = 60e9
 """Float32 operations a second of one core with AVX2 in large products (8 lanes, 2 fused
 multiply-adds a cycle, about 3 GHz, less what packing costs); float64 halves it."""
+HALVES = (torch.float16, torch.bfloat16)
+"""Dtypes of 16 bits, of which a CPU multiplies twice as many a second, if it can."""
+EMULATED = 0.1
+"""What share of float32's operations torch makes of them if it cannot."""
+HALF_PRODUCT, HALF_ALONE = 18e-6, 4096
+"""Seconds that one of their products takes more, with what is done to what it makes, and
+multiply-adds up to which it does not."""
+WIDENED, WIDENED_TRAINING = 1.5e-6, 12e-6
+"""Seconds of casting a tensor to float32, or back; in training with its gradient."""
 CPU_BYTES = 50e9
 """Bytes a second at which one core reads weights that stay in its second-level cache."""
 ONEDNN_DTYPES = (torch.float32, torch.bfloat16)
@@ -65,7 +75,7 @@ def cpu_product(request: Request) -> float:
     In one direction: a call has `steps` of them in each.
     """
     weights, size = recurrent_weights(request), request.dtype.itemsize
-    arithmetic = 2 * rows(request) * weights / (CPU_OPERATIONS * 4 / size)
+    arithmetic = 2 * rows(request) * weights / _operations(request.dtype)
     threads = max(request.threads, 1)
     return max(arithmetic / threads, weights * size / CPU_BYTES)
 
@@ -73,14 +83,52 @@ def cpu_product(request: Request) -> float:
 def cpu_input_product(request: Request) -> float:
     """Seconds of one step's product with the inputs on the CPU, of the first layer, likewise."""
     weights = request.gates * request.hidden_size * request.input_size
-    arithmetic = 2 * rows(request) * weights / (CPU_OPERATIONS * 4 / request.dtype.itemsize)
+    arithmetic = 2 * rows(request) * weights / _operations(request.dtype)
     return arithmetic / max(request.threads, 1)
 
 
 def cpu_step(request: Request) -> float:
     """The same where weights are fetched for each product, as for those of torch and NumPy."""
-    size = recurrent_weights(request) * request.dtype.itemsize
-    return cpu_product(request) + (size / CPU_MEMORY if size > CPU_CACHE else 0.0)
+    weights = recurrent_weights(request)
+    size = weights * request.dtype.itemsize
+    seconds = cpu_product(request) + (size / CPU_MEMORY if size > CPU_CACHE else 0.0)
+    half = request.dtype in HALVES and rows(request) * weights > HALF_ALONE
+    return seconds + (HALF_PRODUCT if half else 0.0)
+
+
+@lru_cache(maxsize=8)
+def _operations(dtype: torch.dtype) -> float:
+    """A second, of one core in large products."""
+    if dtype in HALVES and not _multiplies(dtype):
+        return EMULATED * CPU_OPERATIONS
+    return CPU_OPERATIONS * 4 / dtype.itemsize
+
+
+def _multiplies(dtype: torch.dtype) -> bool:
+    """Whether this CPU has instructions for products of such numbers, and torch uses them."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call] # torch's
+        return False
+    if dtype == torch.float16:
+        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def in_full(request: Request) -> Request:
+    """The same call in float32, if it is one of 16 bits."""
+    return request._replace(dtype=torch.float32) if request.dtype in HALVES else request
+
+
+def widening(request: Request) -> float:
+    """Seconds of casting what a call of 16 bits brings to float32, and what it makes of it back."""
+    if request.dtype not in HALVES:
+        return 0.0
+    layers = request.num_layers * request.directions
+    weights = layers * recurrent_weights(request) * (1 + request.input_size / request.state_size)
+    width = request.input_size + request.directions * request.hidden_size
+    places = steps(request) / request.num_layers * rows(request) * width
+    tensors = 4 + layers * (4 if request.bias else 2)
+    one, passes = (WIDENED_TRAINING, 2) if request.needs_grad else (WIDENED, 1)
+    return tensors * one + passes * 6 * (places + weights) / CPU_STREAM
 
 
 def packing(request: Request) -> float:

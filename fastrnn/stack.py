@@ -11,6 +11,7 @@ from fastrnn import checks, masks, regularisers
 from fastrnn.backend import Layer
 from fastrnn.cell import Cell, cell_of
 from fastrnn.ops import layer_forward
+from fastrnn.precision import returned
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,11 +68,11 @@ def run_call(spec: Spec, call: StackCall, backend: str, *, at_once: int, options
         precision=request.precision, save=request.needs_grad, backend=backend,
         training=request.training, options=options, at_once=at_once, resets=resets,
     )  # fmt: skip
-    if given != request.dtype and spec.cell == "gru" and request.device == "cpu":
-        # there torch casts what a GRU multiplies, and not the h that it mixes, as an LSTM's
-        final = tuple(state.to(given) for state in final)
-        every = every and tuple(state.to(given) for state in every)
-        output = None if output is None else output.to(given)
+    kind = returned(spec.cell, request.device, request.dtype, given)
+    if kind != request.dtype:
+        final = tuple(state.to(kind) for state in final)
+        every = every and tuple(state.to(kind) for state in every)
+        output = None if output is None else output.to(kind)
     if options.final_only:
         return Made(None, final, every)
     assert output is not None

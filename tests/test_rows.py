@@ -172,9 +172,8 @@ def test_where_rows_are(lengths: list[int]) -> None:
     [
         (fastrnn.RNN(3, 4, nonlinearity="sigmoid"), torch.empty(5, 2, 3), "cell is rnn_sigmoid"),
         (fastrnn.LSTM(3, 4, proj_size=2), torch.empty(5, 2, 3), "proj_size is 2; it has no proj"),
-        (fastrnn.GRU(3, 4).bfloat16(), torch.empty(5, 2, 3).bfloat16(), "dtype is torch.bfloat16"),
     ],
-    ids=["sigmoid", "projection", "bfloat16"],
+    ids=["sigmoid", "projection"],
 )
 def test_what_it_refuses(layer: Any, x: Tensor, message: str) -> None:
     layer.backend = "rows"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from fastrnn import checks, packing
 from fastrnn.backend import LayerBackend, StackBackend
-from fastrnn.direction import reasons, stack
+from fastrnn.direction import in_float32, reasons, stack
 from fastrnn_numba import cost
 
 if TYPE_CHECKING:
@@ -62,11 +62,7 @@ class NumbaBackend(StackBackend, LayerBackend):
 
     def run(self, call: StackCall) -> tuple[Tensor, ...]:
         """Rows as they lie, but for padded ones of which much is past their ends."""
-        if call.batch_sizes is not None:
-            return _run_packed(call)
-        if call.lengths is not None and call.resets is None and _is_better_packed(call):
-            return packing.run(_run_packed, _run_padded, call)
-        return _run_padded(call)
+        return in_float32(_run, call)
 
     def layer_forward(self, layer: Layer) -> LayerOutput:
         """Group by group."""
@@ -93,6 +89,14 @@ class NumbaBackend(StackBackend, LayerBackend):
         from fastrnn_numba import layers
 
         return layers.saved_like(layer)
+
+
+def _run(call: StackCall) -> tuple[Tensor, ...]:
+    if call.batch_sizes is not None:
+        return _run_packed(call)
+    if call.lengths is not None and call.resets is None and _is_better_packed(call):
+        return packing.run(_run_packed, _run_padded, call)
+    return _run_padded(call)
 
 
 def _run_packed(call: StackCall) -> tuple[Tensor, ...]:

@@ -14,15 +14,18 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fastrnn.request import Cost
 from fastrnn.roofline import (
+    HALVES,
     PACKING,
     calls,
     cpu_input_product,
     cpu_product,
     cpu_step,
+    in_full,
     packing,
     recurrent_weights,
     rows,
     steps,
+    widening,
 )
 
 if TYPE_CHECKING:
@@ -88,7 +91,10 @@ MARGIN = 1.05
 
 
 def estimate(request: Request) -> Cost:
-    """Steps x (product + units), shared by threads."""
+    """Steps x (product + units), shared by threads; of 16 bits, those in float32."""
+    if request.dtype in HALVES:
+        seconds, why = estimate(in_full(request))
+        return Cost(seconds + widening(request), f"{why}, in float32")
     own, number = LOOPS.get(request.cell, ELMAN), threads(request)
     call = own.call_training if request.needs_grad else own.call
     ways = 2 if request.needs_grad else 1

@@ -11,6 +11,7 @@ from fastrnn import unrolled
 from fastrnn.backend import Layer
 from fastrnn.cell import cell_of
 from fastrnn.direction import Weights, are_many, differentiable, sums, unrecorded
+from fastrnn.precision import uncast
 from fastrnn_numba import loops
 
 if TYPE_CHECKING:
@@ -69,15 +70,20 @@ class _Direction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        x, h0, c0, *rest = ctx.saved_tensors
-        own, output, saved = Weights(*rest[:4]), rest[4], rest[5:]
-        if are_many(grads) or torch.is_grad_enabled():  # to be differentiated again
-            layer = partial(_written_out, ctx.how)
-            return None, *differentiable(layer, (x, h0, c0, *own), grads)
-        hx = (h0,) if c0 is None else (h0, c0)
-        with unrecorded():
-            made = loops.backward(ctx.how, grads, output, saved, hx, own)
-            return None, *_sums(ctx.how, x, h0, output, own, made, ctx.needs_input_grad[1:])
+        with uncast("cpu"):
+            return _backward(ctx, grads)
+
+
+def _backward(ctx: Any, grads: tuple[Tensor | None, ...]) -> tuple[Any, ...]:
+    x, h0, c0, *rest = ctx.saved_tensors
+    own, output, saved = Weights(*rest[:4]), rest[4], rest[5:]
+    if are_many(grads) or torch.is_grad_enabled():  # to be differentiated again
+        layer = partial(_written_out, ctx.how)
+        return None, *differentiable(layer, (x, h0, c0, *own), grads)
+    hx = (h0,) if c0 is None else (h0, c0)
+    with unrecorded():
+        made = loops.backward(ctx.how, grads, output, saved, hx, own)
+        return None, *_sums(ctx.how, x, h0, output, own, made, ctx.needs_input_grad[1:])
 
 
 _apply: Callable[..., tuple[Tensor, ...]] = super(torch.autograd.Function, _Direction).apply

@@ -7,14 +7,16 @@ for r, z and both halves of n, and is zero in those of the other's half; see `fa
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional
 
-from fastrnn.backend import LayerGradients, LayerOutput
+from fastrnn.backend import LayerGradients, LayerOutput, OutputGradients
 from fastrnn.direction import Weights, sums
 from fastrnn.request import Request
+from fastrnn.roofline import HALVES
 from fastrnn_numba import cost, loops
 from fastrnn_numba.direction import How
 from fastrnn_numba.steps import Steps
@@ -24,11 +26,30 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from fastrnn.backend import Layer, OutputGradients, Wanted
+    from fastrnn.backend import Layer, Wanted
 
 
 def forward(layer: Layer) -> LayerOutput:
-    """All steps of all groups."""
+    """All steps of all groups; of 16 bits in float32, in which it is saved, too."""
+    if layer.x.dtype not in HALVES:
+        return _forward(layer)
+    kind, made = layer.x.dtype, _forward(_widened(layer))
+    c_n, cells = _cast(made.c_n, kind), _cast(made.cells, kind)
+    return LayerOutput(made.output.to(kind), made.h_n.to(kind), c_n, made.saved, cells)
+
+
+def _widened(layer: Layer) -> Layer:
+    return replace(
+        layer, x=layer.x.float(), weight_ih=layer.weight_ih.float(), bias=_cast(layer.bias),
+        weight_hh=layer.weight_hh.float(), h0=layer.h0.float(), c0=_cast(layer.c0),
+    )  # fmt: skip
+
+
+def _cast(tensor: Tensor | None, kind: torch.dtype = torch.float32) -> Tensor | None:
+    return None if tensor is None else tensor.to(kind)
+
+
+def _forward(layer: Layer) -> LayerOutput:
     with_cells, found = layer.cell == "lstm" and layer.all_states, []
     hows = _hows(layer)
     for g, how in enumerate(hows):
@@ -59,13 +80,26 @@ def saved_like(layer: Layer) -> tuple[Tensor, ...]:
     widths = [gates * layer.hidden_size]
     if not layer.all_states:
         widths.insert(0, layer.hidden_size)
-    return tuple(layer.x.new_empty((*shape, width)) for width in widths)
+    kind = torch.float32 if layer.x.dtype in HALVES else layer.x.dtype
+    return tuple(layer.x.new_empty((*shape, width), dtype=kind) for width in widths)
 
 
 def backward(
     grad: OutputGradients, layer: Layer, output: Tensor, saved: Sequence[Tensor], wanted: Wanted
 ) -> LayerGradients:
     """All steps of all groups, from the last to the first, and the sums over them."""
+    kind = layer.x.dtype
+    if kind not in HALVES:
+        return _backward(grad, layer, output, saved, wanted)
+    wide = OutputGradients(*map(_cast, grad))
+    saved = [each.float() for each in saved]  # of which c of every step is a result, if asked for
+    made = _backward(wide, _widened(layer), output.float(), saved, wanted)
+    return LayerGradients(*(_cast(each, kind) for each in made))
+
+
+def _backward(
+    grad: OutputGradients, layer: Layer, output: Tensor, saved: Sequence[Tensor], wanted: Wanted
+) -> LayerGradients:
     found = [
         _backward_of(how, grad, layer, output, saved, wanted, g)
         for g, how in enumerate(_hows(layer))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from fastrnn import checks, packing
 from fastrnn.backend import StackBackend
-from fastrnn.direction import reasons, stack, ways
+from fastrnn.direction import in_float32, reasons, stack, ways
 from fastrnn_rows import cost, direction
 from fastrnn_rows.direction import LOOPS
 from fastrnn_rows.restarts import Restarts
@@ -51,9 +51,13 @@ class RowsBackend(StackBackend):
 
     def run(self, call: StackCall) -> tuple[Tensor, ...]:
         """Packed rows as they are, rows of one length as if they were packed."""
-        if call.lengths is not None or call.resets is not None:
-            return packing.run(_run_packed, _run_equal, call, _run_as_it_lies)
-        return _run_packed(call) if call.batch_sizes is not None else _run_equal(call)
+        return in_float32(_run, call)
+
+
+def _run(call: StackCall) -> tuple[Tensor, ...]:
+    if call.lengths is not None or call.resets is not None:
+        return packing.run(_run_packed, _run_equal, call, _run_as_it_lies)
+    return _run_packed(call) if call.batch_sizes is not None else _run_equal(call)
 
 
 def _run_packed(call: StackCall) -> tuple[Tensor, ...]:

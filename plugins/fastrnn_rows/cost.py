@@ -14,15 +14,18 @@ from fastrnn.request import Cost
 from fastrnn.roofline import (
     CPU_BYTES,
     CPU_STREAM,
+    HALVES,
     PACKING,
     beside_onednn,
     calls,
     cpu_step,
+    in_full,
     packing,
     recurrent_weights,
     restarting,
     rows,
     steps,
+    widening,
 )
 from fastrnn_rows import laid_out
 
@@ -78,7 +81,10 @@ MARGIN = 1.05
 
 
 def estimate(request: Request) -> Cost:
-    """Steps x (product + fixed part of a step)."""
+    """Steps x (product + fixed part of a step); of 16 bits, those in float32."""
+    if request.dtype in HALVES:
+        seconds, why = estimate(in_full(request))
+        return Cost(seconds + widening(request), f"{why}, in float32")
     if request.padded and may_run_on(request):
         length = steps(request) / request.num_layers
         if runs_on(request, round(length * (rows(request) - 1) / 2)):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fastrnn.direction import Weights, are_many, differentiable, sums, unrecorded
+from fastrnn.precision import uncast
 from fastrnn_rows import elman, gru, laid_out, lstm, written_out
 
 if TYPE_CHECKING:
@@ -73,20 +74,25 @@ class _Direction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        x, h0, c0, *rest = ctx.saved_tensors
-        own, output, saved = Weights(*rest[:4]), rest[4], rest[5:]
-        cell, steps = ctx.what
-        if are_many(grads) or torch.is_grad_enabled():  # to be differentiated again
-            layer = partial(written_out.run, cell, steps)
-            return None, None, *differentiable(layer, (x, h0, c0, *own), grads)
-        d_output, *d_final = grads
-        hx = (h0,) if c0 is None else (h0, c0)
-        with unrecorded():
-            if d_output is None:
-                d_output = output.new_zeros(()).expand_as(output)
-            weight = laid_out.backward(own.hh, steps)
-            made = LOOPS[cell].backward(cell, steps, d_output, d_final, output, saved, hx, weight)
-            return None, None, *_sums(cell, steps, x, h0, output, own, made, ctx.needs_input_grad)
+        with uncast("cpu"):
+            return _backward(ctx, grads)
+
+
+def _backward(ctx: Any, grads: tuple[Tensor | None, ...]) -> tuple[Any, ...]:
+    x, h0, c0, *rest = ctx.saved_tensors
+    own, output, saved = Weights(*rest[:4]), rest[4], rest[5:]
+    cell, steps = ctx.what
+    if are_many(grads) or torch.is_grad_enabled():  # to be differentiated again
+        layer = partial(written_out.run, cell, steps)
+        return None, None, *differentiable(layer, (x, h0, c0, *own), grads)
+    d_output, *d_final = grads
+    hx = (h0,) if c0 is None else (h0, c0)
+    with unrecorded():
+        if d_output is None:
+            d_output = output.new_zeros(()).expand_as(output)
+        weight = laid_out.backward(own.hh, steps)
+        made = LOOPS[cell].backward(cell, steps, d_output, d_final, output, saved, hx, weight)
+        return None, None, *_sums(cell, steps, x, h0, output, own, made, ctx.needs_input_grad)
 
 
 def _sums(

@@ -16,7 +16,6 @@ from fastrnn_numba import backend, cost, tile
     ("layer", "x", "reason"),
     [
         (fastrnn.LSTM(3, 4, proj_size=2), torch.randn(5, 2, 3), "it has no projections"),
-        (fastrnn.LSTM(3, 4).bfloat16(), torch.randn(5, 2, 3).bfloat16(), "dtype is torch.bfloat16"),
         (fastrnn.LSTM(3, 4, device="meta"), torch.randn(5, 2, 3, device="meta"), "device is meta"),
         (fastrnn.LSTM(3, 4, zoneout=0.1), torch.randn(5, 2, 3), "zoneout asked for"),
     ],
