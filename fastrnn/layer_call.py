@@ -60,9 +60,19 @@ def is_eager(tensors: Iterable[Tensor | None]) -> bool:
 def layer_and_backend(
     arguments: Sequence[Any], *, overwrite_saved: bool = False
 ) -> tuple[Layer, LayerBackend]:
-    """The `Layer` and the backend behind the operators' shared arguments: `FIELDS` and a name."""
+    """The `Layer` and the backend behind the operators' shared arguments: `FIELDS` and a name.
+
+    Raises:
+        RuntimeError: there is no backend of that name, since the operator's call was made.
+    """
     layer = layer_of(arguments[:-1], overwrite_saved=overwrite_saved)
-    return layer, cast("LayerBackend", registry().backends[arguments[-1]])
+    name, backends = arguments[-1], registry().backends
+    if name not in backends:
+        raise RuntimeError(
+            f"backend {name!r} is not registered here; a graph, an exported program or a backward "
+            f"pass was made for it (registered: {', '.join(backends)})"
+        )
+    return layer, cast("LayerBackend", backends[name])
 
 
 def padded(layer: Layer, made: LayerOutput) -> tuple[Tensor, ...]:

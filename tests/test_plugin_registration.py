@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 
 import pytest
+import torch
 
 import fastrnn
 from fastrnn.dispatch import decide
@@ -40,6 +41,14 @@ def test_register_and_unregister(install):
     assert len({before, during, registry().generation}) == 3
     with pytest.raises(fastrnn.BackendError, match="unknown backend 'mine'"):
         run("mine")
+
+
+def test_a_backend_that_is_gone_before_the_backward_pass_is_named(install):
+    register(plugin_with(), name="here")
+    output, _ = fastrnn.GRU(2, 3, backend="mine")(torch.randn(4, 1, 2))
+    unregister("here")
+    with pytest.raises(RuntimeError, match=r"backend 'mine' is not registered here; .*reference"):
+        output.sum().backward()
 
 
 def test_decisions_follow_what_is_registered(install):
