@@ -27,6 +27,10 @@ Layout = Callable[
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _KERNEL = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_TYPES = {
+    "name": str, "gates": int, "has_cell_state": bool, "c_is_h": bool, "weights": int,
+    "kernel": str, "rows": int, "summary": str,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -75,9 +79,10 @@ class Cell:
     summary: str = ""
 
     def __post_init__(self) -> None:
-        for name, kind in (("name", str), ("gates", int), ("weights", int), ("kernel", str)):
-            if not isinstance(getattr(self, name), kind):
-                got = type(getattr(self, name)).__name__
+        for name, kind in _TYPES.items():
+            value = getattr(self, name)
+            if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+                got = type(value).__name__
                 raise TypeError(f"{name} should be of type {kind.__name__}, got: {got}")
         if not callable(self.step):
             raise TypeError(f"step should be a function, got: {type(self.step).__name__}")
