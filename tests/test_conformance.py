@@ -98,6 +98,8 @@ FOUND: Mapping[type, tuple[str, str]] = {
         "autograd/graph-where-due-lstm", "autograd/results-share-no-memory-lstm-train"),
     faulty_stacks.ReadsAValue: ("autograd/compile-rnn_tanh", "autograd/graph-where-due-rnn_tanh"),
     faulty_stacks.FloatOnly: ("parity/autocast parity/lstm-bfloat16", "parity/lstm-float32"),
+    faulty_stacks.DropsNothing: (
+        "parity/lstm-dropout", "parity/lstm-dropout-eval-mode"),
     faulty_stacks.Detached: ("gradients/lstm-of-h_n", "gradients/lstm-of-output"),
 }  # fmt: skip
 """Of each fault, checks that find it, and one that looks at the same and has nothing to say."""

@@ -44,6 +44,8 @@ class Case:
     options: Options = PLAIN
     needs_grad: bool = True
     training: bool = True
+    dropout: float = 0.0
+    """Between layers; 1 hides all, so that the truth is no matter of chance."""
     seed: int = 0
 
     @property
@@ -137,9 +139,9 @@ def forward(case: Case, problem: Problem, backend: str) -> Made:
         given = pack_padded_sequence(x, torch.tensor(case.row_lengths), enforce_sorted=False)
     states: Any = hx if hx is None or shape.has_cell_state else hx[0]
     output, *rest = calls.run(
-        shape, given, states, weights, batch_first=case.form == "batch_first", dropout=0.0,
-        training=case.training, backend=backend, lengths=lengths, resets=resets,
-        options=case.options,
+        shape, given, states, weights, batch_first=case.form == "batch_first",
+        dropout=case.dropout, training=case.training, backend=backend, lengths=lengths,
+        resets=resets, options=case.options,
     )  # fmt: skip
     names = (("h_n", "c_n"), ("every h", "every c"))
     found: dict[str, Tensor] = {}

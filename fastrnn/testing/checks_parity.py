@@ -59,6 +59,8 @@ def features(cells: Sequence[str] = CELLS) -> dict[str, Case]:
             "-no-rows-lengths": replace(full, B=0, lengths=True),
             "-no-rows-resets": replace(full, B=0, resets=True),
         }
+        two = replace(full, spec=spec(cell, num_layers=2), dropout=1.0)
+        own |= {"-dropout": two, "-dropout-eval-mode": replace(two, training=False)}
         for layers in (2, 3, 4):
             own[f"-{layers}-layers"] = replace(plain, spec=spec(cell, num_layers=layers))
         for name, asked in options.items():

@@ -64,7 +64,7 @@ class Subject:
             **shape,
             seq_len=case.T,
             batch=1 if case.form == "unbatched" else case.B,
-            dropout=0.0,
+            dropout=case.dropout if case.training and case.spec.num_layers > 1 else 0.0,
             dtype=case.dtype or self.dtype,
             device=torch.device(self.device).type,
             arch=arch_of(torch.device(self.device)) if self.device.startswith("cuda") else "",

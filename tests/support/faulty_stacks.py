@@ -30,6 +30,11 @@ class Detached(SoundStack):
         return (output, *(state.detach() for state in states))
 
 
+class DropsNothing(SoundStack):
+    def run(self, call):
+        return super().run(call._replace(request=call.request._replace(dropout=0.0)))
+
+
 class ReadsAValue(SoundStack):
     """Which no graph can."""
 
