@@ -24,7 +24,7 @@ HALVES = (torch.float16, torch.bfloat16)
 EMULATED = 0.1
 """What share of float32's operations torch makes of them if it cannot."""
 HALF_PRODUCT, HALF_ALONE = 18e-6, 4096
-"""Seconds that one of their products takes more, with what is done to what it makes, and
+"""Seconds that one of their products takes more if it can, with what is done to what it makes, and
 multiply-adds up to which it does not."""
 WIDENED, WIDENED_TRAINING = 1.5e-6, 12e-6
 """Seconds of casting a tensor to float32, or back; in training with its gradient."""
@@ -92,11 +92,11 @@ def cpu_step(request: Request) -> float:
     weights = recurrent_weights(request)
     size = weights * request.dtype.itemsize
     seconds = cpu_product(request) + (size / CPU_MEMORY if size > CPU_CACHE else 0.0)
-    half = request.dtype in HALVES and rows(request) * weights > HALF_ALONE
-    return seconds + (HALF_PRODUCT if half else 0.0)
+    if request.dtype in HALVES and rows(request) * weights > HALF_ALONE:
+        seconds += HALF_PRODUCT if _multiplies(request.dtype) else 0.0
+    return seconds
 
 
-@lru_cache(maxsize=8)
 def _operations(dtype: torch.dtype) -> float:
     """A second, of one core in large products."""
     if dtype in HALVES and not _multiplies(dtype):
@@ -104,6 +104,7 @@ def _operations(dtype: torch.dtype) -> float:
     return CPU_OPERATIONS * 4 / dtype.itemsize
 
 
+@lru_cache(maxsize=2)
 def _multiplies(dtype: torch.dtype) -> bool:
     """Whether this CPU has instructions for products of such numbers, and torch uses them."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call] # torch's

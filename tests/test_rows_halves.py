@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -88,12 +88,10 @@ def test_other_dtypes_are_refused() -> None:
 
 
 @pytest.fixture(params=[False, True], ids=["emulated", "multiplied"])
-def multiplied(request: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
+def multiplied(request: Any, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether the CPU has products of 16 bits."""
-    roofline._operations.cache_clear()
     monkeypatch.setattr(roofline, "_multiplies", lambda dtype: request.param)
-    yield request.param
-    roofline._operations.cache_clear()
+    return bool(request.param)
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
