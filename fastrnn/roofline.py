@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fastrnn.request import Cost
+
 if TYPE_CHECKING:
     from fastrnn.request import Request
 
@@ -119,17 +121,21 @@ def in_full(request: Request) -> Request:
     return request._replace(dtype=torch.float32) if request.dtype in HALVES else request
 
 
-def widening(request: Request) -> float:
-    """Seconds of casting what a call of 16 bits brings to float32, and what it makes of it back."""
-    if request.dtype not in HALVES:
-        return 0.0
+def widened(full: Cost, request: Request) -> Cost:
+    """What a call of 16 bits costs in float32: `full`, and casts of what it brings and makes.
+
+    Args:
+        full: of the same call in float32; see `in_full`.
+        request: the call.
+    """
     layers = request.num_layers * request.directions
     weights = layers * recurrent_weights(request) * (1 + request.input_size / request.state_size)
     width = request.input_size + request.directions * request.hidden_size
     places = steps(request) / request.num_layers * rows(request) * width
     tensors = 4 + layers * (4 if request.bias else 2)
     one, passes = (WIDENED_TRAINING, 2) if request.needs_grad else (WIDENED, 1)
-    return tensors * one + passes * 6 * (places + weights) / CPU_STREAM
+    seconds = tensors * one + passes * 6 * (places + weights) / CPU_STREAM
+    return Cost(full.seconds + seconds, f"{full.why}, in float32")
 
 
 def packing(request: Request) -> float:

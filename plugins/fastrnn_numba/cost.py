@@ -25,7 +25,7 @@ from fastrnn.roofline import (
     recurrent_weights,
     rows,
     steps,
-    widening,
+    widened,
 )
 
 if TYPE_CHECKING:
@@ -93,8 +93,7 @@ MARGIN = 1.05
 def estimate(request: Request) -> Cost:
     """Steps x (product + units), shared by threads; of 16 bits, those in float32."""
     if request.dtype in HALVES:
-        seconds, why = estimate(in_full(request))
-        return Cost(seconds + widening(request), f"{why}, in float32")
+        return widened(estimate(in_full(request)), request)
     own, number = LOOPS.get(request.cell, ELMAN), threads(request)
     call = own.call_training if request.needs_grad else own.call
     ways = 2 if request.needs_grad else 1

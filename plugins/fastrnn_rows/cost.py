@@ -25,7 +25,7 @@ from fastrnn.roofline import (
     restarting,
     rows,
     steps,
-    widening,
+    widened,
 )
 from fastrnn_rows import laid_out
 
@@ -83,8 +83,7 @@ MARGIN = 1.05
 def estimate(request: Request) -> Cost:
     """Steps x (product + fixed part of a step); of 16 bits, those in float32."""
     if request.dtype in HALVES:
-        seconds, why = estimate(in_full(request))
-        return Cost(seconds + widening(request), f"{why}, in float32")
+        return widened(estimate(in_full(request)), request)
     if request.padded and may_run_on(request):
         length = steps(request) / request.num_layers
         if runs_on(request, round(length * (rows(request) - 1) / 2)):

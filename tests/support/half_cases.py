@@ -11,8 +11,6 @@ from torch.nn.utils.rnn import PackedSequence
 import fastrnn
 from rows_cases import CELLS
 
-HALVES = (torch.bfloat16, torch.float16)
-
 
 def layer(cell: str, dtype: torch.dtype, **how: Any) -> Any:
     """One whose numbers are those of 16 bits, in whatever dtype."""
@@ -33,7 +31,7 @@ def in_both(cell: str, dtype: torch.dtype, backend: str, **how: Any) -> list[Any
 def made_of(
     module: Any, rows: Tensor | PackedSequence, states: int, dtype: torch.dtype, **how: Any
 ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-    """Results and gradients in `dtype`, of numbers that are of it; those of the sum of squares."""
+    """Results and gradients in `dtype`; inputs, and gradients that come in, have its numbers."""
     packed = isinstance(rows, PackedSequence)
     data = (rows.data if packed else rows).detach().clone().requires_grad_()
     batch = int(rows.batch_sizes[0]) if packed else rows.shape[0 if module.batch_first else 1]
